@@ -1,0 +1,76 @@
+// Communicator: stream-ordered collectives over a fixed group of ranks.
+//
+// Implementations: local (ranks are threads of one process; tests and single-process runs), MPI (CPU ranks), NCCL (GPU
+// ranks). Every call is collective: all ranks of the group make the same calls in the same order, also those with zero
+// bytes to move. Each wait has the deadline given at creation; a passed deadline or a transport error throws Error
+// (kDeadlineExceeded, kCommunication) whose text names group, rank, host, step and operation.
+// One thread per rank uses a rank's communicators (MPI_THREAD_FUNNELED).
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/device.h"
+#include "kernels/tensor.h"
+
+namespace latentmesh {
+
+// Byte counts and offsets for each peer; host memory, [size()] each.
+struct AllToAllVParams {
+  const void* send;
+  std::span<const size_t> send_bytes;
+  std::span<const size_t> send_offsets;
+  void* recv;
+  std::span<const size_t> recv_bytes;
+  std::span<const size_t> recv_offsets;
+};
+
+// What a rank has sent and received through one communicator; for traffic reports and tests against formulae.
+struct TrafficCounters {
+  uint64_t calls = 0;
+  uint64_t bytes_sent = 0;       // payload to other ranks, each destination counted
+  uint64_t bytes_received = 0;
+  double seconds = 0;            // host time inside calls
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual const std::string& name() const = 0;    // "world", "tp", "dp", "ep", "cp", "pp"
+
+  virtual void AllReduceSum(const TensorView& inout, Stream& stream) = 0;                 // f32, bf16 or i32, contiguous
+  virtual void ReduceScatterSum(const TensorView& in, const TensorView& out, Stream& stream) = 0;  // in = size() x out
+  virtual void AllGather(const void* send, void* recv, size_t bytes, Stream& stream) = 0;  // recv: size() x bytes
+  virtual void AllGatherV(const void* send, size_t bytes, void* recv, std::span<const size_t> recv_bytes,
+                          Stream& stream) = 0;    // recv: the parts one after the other; bytes may differ by rank
+  virtual void Broadcast(void* data, size_t bytes, int root, Stream& stream) = 0;
+  virtual void AllToAllV(const AllToAllVParams& p, Stream& stream) = 0;
+  virtual void Send(const void* data, size_t bytes, int peer, Stream& stream) = 0;
+  virtual void Recv(void* data, size_t bytes, int peer, Stream& stream) = 0;
+  // Both at once without deadlock (ring exchange); peers may differ, sizes may be 0.
+  virtual void SendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                        Stream& stream) = 0;
+  virtual void Barrier(Stream& stream) = 0;
+
+  virtual TrafficCounters traffic() const = 0;
+  // Named in errors: "step 17, layer 3 dispatch". Cheap.
+  virtual void SetContext(int64_t step, const char* operation) = 0;
+};
+
+// The groups one rank belongs to, created in this order on all ranks. A group of one rank has a communicator too.
+struct CommunicatorSet {
+  std::unique_ptr<Communicator> world;
+  std::unique_ptr<Communicator> tp;     // ranks with the same pp and dp index
+  std::unique_ptr<Communicator> cp;     // runs of `cp` neighbours within a tp group
+  std::unique_ptr<Communicator> dp;     // ranks with the same pp and tp index
+  std::unique_ptr<Communicator> ep;     // all dp x tp ranks of a pp stage
+  std::unique_ptr<Communicator> pp;     // ranks with the same dp and tp index
+};
+
+}  // namespace latentmesh
