@@ -1,0 +1,100 @@
+// TokenDispatcher: brings tokens to the ranks that hold their experts, and the experts' results back.
+//
+// A token goes once to each rank that holds at least one of its chosen experts ("sent once per destination", as in
+// DeepSeek-V3 report section 3.2.2 and DeepEP); the receiver computes the weighted sum over its own experts, so that one
+// row per (token, destination) comes back, and the source adds these rows in order of rank. Use, on every rank of the ep
+// group, also on ranks without tokens:
+//
+//   int rounds = dispatcher.Plan({x, ids, weights, k, &placement}, stream);
+//   for (int r = 0; r < rounds; ++r) {
+//     DispatchHandle handle = dispatcher.Dispatch(r, stream);
+//     TensorView y = <experts on handle.sorted, handle.offsets>;
+//     dispatcher.Combine(handle, y, out, stream);
+//   }
+//
+// The number of rounds is the same on all ranks: 1 unless somebody's rows would not fit the buffers, which are sized once.
+// All arrays are device memory. One thread per rank; one Plan ... Combine sequence at a time per dispatcher.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/ops.h"
+#include "moe/expert_placement.h"
+#include "parallel/communicator.h"
+
+namespace latentmesh {
+
+struct DispatchLimits {
+  int64_t max_tokens = 0;            // tokens one rank may dispatch at once
+  int64_t hidden = 0;
+  int32_t top_k = 0;
+  int32_t max_local_experts = 0;     // of any rank and placement used with this dispatcher
+  DType activation = DType::kF32;    // of x, of the experts' rows and of out
+  DType payload = DType::kF32;       // of rows on the wire: kF32 or kBF16 (rounded to nearest once in each direction)
+  // Buffer sizes a round, 0: large enough for evenly spread tokens in one round. Larger loads take several rounds.
+  int64_t max_rows = 0;              // rows received (and rows sent), at least the size of the ep group
+  int64_t max_slots = 0;             // (row, local expert) pairs, at least ep size x min(top_k, max_local_experts)
+};
+// `limits` with the defaults filled in for an ep group of `ranks`.
+DispatchLimits ResolveLimits(DispatchLimits limits, int ranks);
+// Device bytes that a dispatcher with these limits allocates, for the memory plan.
+size_t DispatcherBytes(const DispatchLimits& limits, int ranks);
+
+struct DispatchParams {
+  TensorView x;                      // [T, H]
+  const int32_t* ids;                // [T, k] logical experts
+  const float* weights;              // [T, k]
+  int32_t k;
+  const ExpertPlacement* placement;  // the same on all ranks; kept by the caller until the last Combine
+  int64_t* loads = nullptr;          // optional host counters [E]: += tokens of this rank that chose the expert
+};
+
+// One round on this rank. Views are valid until its Combine.
+struct DispatchHandle {
+  int round = 0;
+  TensorView x;                      // [N, H] rows received, by source rank, then by token
+  TensorView sorted;                 // [M, H] a row for each (row received, local expert), sorted by local expert
+  const int32_t* offsets = nullptr;  // [experts + 1] into sorted; not written when rows == 0
+  int32_t experts = 0;               // local experts
+  int64_t rows = 0;                  // M, exact (or the capacity, for dispatchers of fixed capacity)
+  // What Combine needs.
+  int32_t slots_per_row = 0;
+  const int32_t* sorted_row = nullptr;   // [N, slots_per_row] row of `sorted`, or -1
+  const float* weights = nullptr;        // [N, slots_per_row]
+};
+
+// What one rank moves for one dispatch and combine, own tokens to own experts left out.
+struct DispatchVolume {
+  int64_t rows_sent = 0;             // (token, other destination rank) pairs
+  int64_t slots_sent = 0;            // (token, expert on another rank) pairs
+  int64_t rows_received = 0;
+};
+struct DispatchWireBytes {
+  int64_t counts = 0;                // exchange of the counts
+  int64_t metadata = 0;              // (local expert, weight) pairs
+  int64_t dispatch = 0;              // rows out
+  int64_t combine = 0;               // rows back
+  int64_t total() const { return counts + metadata + dispatch + combine; }
+};
+// Bytes this rank sends to other ranks (TrafficCounters::bytes_sent) with exact counts, for any number of rounds.
+DispatchWireBytes DispatchBytes(const DispatchVolume& volume, const DispatchLimits& limits, int ranks);
+
+class TokenDispatcher {
+ public:
+  virtual ~TokenDispatcher() = default;
+  virtual const DispatchLimits& limits() const = 0;
+  // Rounds that this dispatch takes; collective. Waits for ids and weights where counts are exact.
+  virtual int Plan(const DispatchParams& params, Stream& stream) = 0;
+  virtual DispatchHandle Dispatch(int round, Stream& stream) = 0;
+  // out[t] += results of this round for token t. expert_out [M, H] unweighted, rows as handle.sorted; out [T, H].
+  virtual void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
+                       Stream& stream) = 0;
+  virtual DispatchVolume last_volume() const = 0;      // of the last Plan
+};
+
+// Exact counts: counts and metadata are exchanged first, then exactly the rows needed. For CPU ranks and prefill.
+// `ops` and `ep` outlive the dispatcher. Throws Error(kResourceExhausted) when the buffers do not fit.
+std::unique_ptr<TokenDispatcher> CreateExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits);
+
+}  // namespace latentmesh

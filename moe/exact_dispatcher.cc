@@ -1,0 +1,304 @@
+// TokenDispatcher with exact counts. Four exchanges a dispatch: counts and metadata once, rows out and rows back a round.
+// The host waits for the router's choice and for the counts; rows stay on the device.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "moe/dispatch_buffers.h"
+#include "moe/dispatcher.h"
+#include "moe/exchange_plan.h"
+
+namespace latentmesh {
+namespace {
+
+// Byte counts and offsets for each peer, packed one after the other.
+struct ByteRuns {
+  std::vector<size_t> bytes, offsets;
+  void Assign(int peers) { bytes.assign(peers, 0), offsets.assign(peers, 0); }
+  void Set(int peer, size_t count) {
+    bytes[peer] = count;
+    offsets[peer] = peer == 0 ? 0 : offsets[peer - 1] + bytes[peer - 1];
+  }
+  size_t total() const { return bytes.empty() ? 0 : offsets.back() + bytes.back(); }
+};
+
+class ExactDispatcher : public TokenDispatcher {
+ public:
+  ExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits)
+      : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())), buffers_(&ops.device(), limits_, ep.size()) {
+    send_.Assign(ep.size());
+    recv_.Assign(ep.size());
+    std::vector<float> ones(buffers_.ones.view.size(), 1.0f);
+    auto stream = ops.device().CreateStream();
+    if (!ones.empty()) Upload(ones, buffers_.ones.view.data, *stream);
+    stream->Synchronize();
+  }
+
+  const DispatchLimits& limits() const override { return limits_; }
+  int Plan(const DispatchParams& params, Stream& stream) override;
+  DispatchHandle Dispatch(int round, Stream& stream) override;
+  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
+               Stream& stream) override;
+  DispatchVolume last_volume() const override;
+
+ private:
+  bool casts() const { return limits_.payload != limits_.activation; }
+  int64_t row_bytes() const { return limits_.hidden * static_cast<int64_t>(DTypeSize(limits_.payload)); }
+  template <typename T>
+  void Upload(const std::vector<T>& host, void* device, Stream& stream) {
+    if (!host.empty()) ops_.device().CopyToDevice(device, host.data(), host.size() * sizeof(T), stream);
+  }
+
+  void ReadRouting(Stream& stream);
+  void CountLoads() const;
+  void ExchangeCounts(Stream& stream);
+  void ExchangeMetadata(Stream& stream);
+  void SetRowRuns(int round);
+  void AllToAll(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs, Stream& stream);
+  TensorView SendRows(Stream& stream);
+  DispatchHandle SortRows(const TensorView& rows, Stream& stream);
+  void FillSlots();
+  TensorView ReturnRows(const TensorView& partial, Stream& stream);
+  void AddReturned(const TensorView& returned, const TensorView& out, Stream& stream);
+
+  Ops& ops_;
+  Communicator& ep_;
+  DispatchLimits limits_;
+  DispatchBuffers buffers_;
+
+  // State between Plan and the last Combine.
+  DispatchParams params_;
+  std::vector<int32_t> host_ids_;
+  std::vector<float> host_weights_;
+  RoutedRows out_rows_, in_rows_;    // by destination, by source
+  CountMatrix counts_;
+  int rounds_ = 0;
+  int32_t slots_per_row_ = 1;
+
+  // State of one round.
+  std::vector<RowRun> out_runs_, in_runs_;
+  int64_t rows_out_ = 0, rows_in_ = 0;
+  ByteRuns send_, recv_;
+  std::vector<int32_t> host_index_;
+  std::vector<float> host_slot_weight_;
+  std::vector<char> host_bytes_;
+};
+
+int ExactDispatcher::Plan(const DispatchParams& params, Stream& stream) {
+  LM_CHECK(params.placement != nullptr && params.placement->ranks() == ep_.size());
+  LM_CHECK(params.x.dim(0) <= limits_.max_tokens && params.k == limits_.top_k);
+  LM_CHECK(params.placement->MaxLocalCount() <= limits_.max_local_experts);
+  LM_CHECK(params.x.dim(0) == 0 || (params.x.cols() == limits_.hidden && params.x.dtype == limits_.activation));
+  params_ = params;
+  slots_per_row_ = std::max(1, std::min(params.k, params.placement->MaxLocalCount()));
+  ReadRouting(stream);
+  CountLoads();
+  BuildRoutedRows({host_ids_, host_weights_, params.k, ep_.rank()}, *params.placement, out_rows_);
+  if (ep_.size() > 1) {
+    ExchangeCounts(stream);
+    ExchangeMetadata(stream);
+  } else {
+    in_rows_ = out_rows_;
+    counts_ = {{static_cast<int32_t>(out_rows_.rows(0)), static_cast<int32_t>(out_rows_.slots(0))}};
+  }
+  rounds_ = CountRounds(counts_, ep_.size(), {limits_.max_rows, limits_.max_slots, slots_per_row_});
+  return rounds_;
+}
+
+void ExactDispatcher::ReadRouting(Stream& stream) {
+  size_t n = static_cast<size_t>(params_.x.dim(0) * params_.k);
+  host_ids_.resize(n);
+  host_weights_.resize(n);
+  if (n == 0) return;
+  ops_.device().CopyToHost(host_ids_.data(), params_.ids, n * sizeof(int32_t), stream);
+  ops_.device().CopyToHost(host_weights_.data(), params_.weights, n * sizeof(float), stream);
+  stream.Synchronize();
+}
+
+void ExactDispatcher::CountLoads() const {
+  if (params_.loads == nullptr) return;
+  for (int32_t id : host_ids_)
+    if (id >= 0 && id < params_.placement->experts()) ++params_.loads[id];
+}
+
+void ExactDispatcher::ExchangeCounts(Stream& stream) {
+  int ranks = ep_.size();
+  std::vector<PairCount> mine(ranks);
+  for (int p = 0; p < ranks; ++p)
+    mine[p] = {static_cast<int32_t>(out_rows_.rows(p)), static_cast<int32_t>(out_rows_.slots(p))};
+  counts_.resize(static_cast<size_t>(ranks) * ranks);
+  Upload(mine, buffers_.counts_out.data(), stream);
+  ep_.AllGather(buffers_.counts_out.data(), buffers_.counts_in.data(), mine.size() * sizeof(PairCount), stream);
+  ops_.device().CopyToHost(counts_.data(), buffers_.counts_in.data(), counts_.size() * sizeof(PairCount), stream);
+  stream.Synchronize();
+}
+
+void ExactDispatcher::ExchangeMetadata(Stream& stream) {
+  int ranks = ep_.size(), me = ep_.rank();
+  std::vector<PairCount> from(ranks);
+  for (int p = 0; p < ranks; ++p) {
+    from[p] = counts_[p * ranks + me];
+    send_.Set(p, MetadataBytes(counts_[me * ranks + p]));
+    recv_.Set(p, MetadataBytes(from[p]));
+  }
+  host_bytes_.resize(send_.total());
+  for (int p = 0; p < ranks; ++p) PackMetadata(out_rows_, p, host_bytes_.data() + send_.offsets[p]);
+  Upload(host_bytes_, buffers_.metadata_out.data(), stream);
+  AllToAll(buffers_.metadata_out.data(), send_, buffers_.metadata_in.data(), recv_, stream);
+  host_bytes_.resize(recv_.total());
+  if (!host_bytes_.empty())
+    ops_.device().CopyToHost(host_bytes_.data(), buffers_.metadata_in.data(), host_bytes_.size(), stream);
+  stream.Synchronize();
+  UnpackMetadata(from, host_bytes_.data(), params_.placement->LocalCount(me), in_rows_);
+}
+
+void ExactDispatcher::AllToAll(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs,
+                               Stream& stream) {
+  AllToAllVParams p;
+  p.send = send;
+  p.send_bytes = send_runs.bytes;
+  p.send_offsets = send_runs.offsets;
+  p.recv = recv;
+  p.recv_bytes = recv_runs.bytes;
+  p.recv_offsets = recv_runs.offsets;
+  ep_.AllToAllV(p, stream);
+}
+
+void ExactDispatcher::SetRowRuns(int round) {
+  out_runs_.clear();
+  in_runs_.clear();
+  for (int p = 0; p < ep_.size(); ++p) {
+    out_runs_.push_back(RoundRows(out_rows_, p, rounds_, round));
+    in_runs_.push_back(RoundRows(in_rows_, p, rounds_, round));
+    send_.Set(p, static_cast<size_t>(out_runs_[p].count() * row_bytes()));
+    recv_.Set(p, static_cast<size_t>(in_runs_[p].count() * row_bytes()));
+  }
+  rows_out_ = static_cast<int64_t>(send_.total()) / row_bytes();
+  rows_in_ = static_cast<int64_t>(recv_.total()) / row_bytes();
+}
+
+DispatchHandle ExactDispatcher::Dispatch(int round, Stream& stream) {
+  LM_CHECK(round >= 0 && round < rounds_);
+  SetRowRuns(round);
+  // One rank: every row is a token, in order, so that x itself serves.
+  TensorView rows = ep_.size() == 1 ? params_.x.Rows(out_runs_[0].begin, rows_in_) : SendRows(stream);
+  DispatchHandle handle = SortRows(rows, stream);
+  handle.round = round;
+  return handle;
+}
+
+// Rows of x to their destinations; returns the rows received as activations.
+TensorView ExactDispatcher::SendRows(Stream& stream) {
+  TensorView x = params_.x;
+  if (casts() && rows_out_ > 0) {
+    TensorView cast = buffers_.cast.view.Rows(0, x.dim(0));
+    ops_.Cast({x, cast}, stream);
+    x = cast;
+  }
+  host_index_.clear();
+  for (const RowRun& run : out_runs_)
+    host_index_.insert(host_index_.end(), out_rows_.token.begin() + run.begin, out_rows_.token.begin() + run.end);
+  Upload(host_index_, buffers_.send_index.view.data, stream);
+  TensorView out = buffers_.rows_out.view.Rows(0, rows_out_), in = buffers_.rows_in.view.Rows(0, rows_in_);
+  if (rows_out_ > 0) ops_.GatherRows({x, buffers_.send_index.view.i32(), rows_out_, 1, out}, stream);
+  AllToAll(out.data, send_, in.data, recv_, stream);
+  if (!casts()) return in;
+  TensorView local = buffers_.local.view.Rows(0, rows_in_);
+  if (rows_in_ > 0) ops_.Cast({in, local}, stream);
+  return local;
+}
+
+// Slots of this round's received rows, padded to slots_per_row_ with expert -1.
+void ExactDispatcher::FillSlots() {
+  host_index_.assign(static_cast<size_t>(rows_in_ * slots_per_row_), -1);
+  host_slot_weight_.assign(host_index_.size(), 0.0f);
+  size_t to = 0;
+  for (const RowRun& run : in_runs_) {
+    for (int64_t i = run.begin; i < run.end; ++i, to += slots_per_row_) {
+      int64_t first = in_rows_.slot_begin[i], slots = in_rows_.slot_begin[i + 1] - first;
+      LM_CHECK(slots <= slots_per_row_);
+      std::copy_n(in_rows_.expert.begin() + first, slots, host_index_.begin() + to);
+      std::copy_n(in_rows_.weight.begin() + first, slots, host_slot_weight_.begin() + to);
+    }
+  }
+}
+
+DispatchHandle ExactDispatcher::SortRows(const TensorView& rows, Stream& stream) {
+  DispatchHandle handle;
+  handle.x = rows;
+  handle.experts = params_.placement->LocalCount(ep_.rank());
+  handle.offsets = buffers_.offsets.view.i32();
+  handle.slots_per_row = slots_per_row_;
+  handle.sorted_row = buffers_.slot_row.view.i32();
+  handle.weights = buffers_.slot_weight.view.f32();
+  for (const RowRun& run : in_runs_) handle.rows += in_rows_.slot_begin[run.end] - in_rows_.slot_begin[run.begin];
+  handle.sorted = buffers_.sorted.view.Rows(0, handle.rows);
+  if (rows_in_ == 0) return handle;
+  FillSlots();
+  Upload(host_index_, buffers_.slot_expert.view.data, stream);
+  Upload(host_slot_weight_, buffers_.slot_weight.view.data, stream);
+  int64_t slots = rows_in_ * slots_per_row_;
+  ops_.SortByExpert({buffers_.slot_expert.view.i32(), slots, handle.experts, buffers_.offsets.view.i32(),
+                     buffers_.source.view.i32(), buffers_.slot_row.view.i32()}, stream);
+  ops_.GatherRows({rows, buffers_.source.view.i32(), handle.rows, slots_per_row_, handle.sorted}, stream);
+  return handle;
+}
+
+void ExactDispatcher::Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
+                              Stream& stream) {
+  LM_CHECK(expert_out.dim(0) == handle.rows && out.dim(0) == params_.x.dim(0));
+  bool alone = ep_.size() == 1;
+  TensorView partial = alone ? out.Rows(out_runs_[0].begin, rows_in_)
+                             : (casts() ? buffers_.local : buffers_.rows_in).view.Rows(0, rows_in_);
+  if (rows_in_ > 0)
+    ops_.CombineRows({expert_out, handle.sorted_row, handle.weights, handle.slots_per_row, partial, alone}, stream);
+  if (alone) return;
+  AddReturned(ReturnRows(partial, stream), out, stream);
+}
+
+// Partial sums back to the tokens' ranks; returns this rank's results in the order in which its rows were sent.
+TensorView ExactDispatcher::ReturnRows(const TensorView& partial, Stream& stream) {
+  TensorView in = buffers_.rows_in.view.Rows(0, rows_in_), out = buffers_.rows_out.view.Rows(0, rows_out_);
+  if (casts() && rows_in_ > 0) ops_.Cast({partial, in}, stream);
+  AllToAll(in.data, recv_, out.data, send_, stream);
+  if (!casts()) return out;
+  TensorView local = buffers_.local.view.Rows(0, rows_out_);
+  if (rows_out_ > 0) ops_.Cast({out, local}, stream);
+  return local;
+}
+
+// A token's results stand in order of rank, so that sums do not depend on timing.
+void ExactDispatcher::AddReturned(const TensorView& returned, const TensorView& out, Stream& stream) {
+  if (rows_out_ == 0) return;
+  int32_t width = std::min<int32_t>(limits_.top_k, ep_.size());
+  std::vector<int32_t> used(out.dim(0), 0);
+  host_index_.assign(static_cast<size_t>(out.dim(0)) * width, -1);
+  int32_t row = 0;
+  for (const RowRun& run : out_runs_)
+    for (int64_t i = run.begin; i < run.end; ++i, ++row) {
+      int32_t token = out_rows_.token[i];
+      host_index_[static_cast<size_t>(token) * width + used[token]++] = row;
+    }
+  Upload(host_index_, buffers_.return_index.view.data, stream);
+  ops_.CombineRows({returned, buffers_.return_index.view.i32(), buffers_.ones.view.f32(), width, out, true}, stream);
+}
+
+DispatchVolume ExactDispatcher::last_volume() const {
+  DispatchVolume volume;
+  int me = ep_.rank();
+  for (int p = 0; p < ep_.size(); ++p) {
+    if (p == me) continue;
+    volume.rows_sent += out_rows_.rows(p);
+    volume.slots_sent += out_rows_.slots(p);
+    volume.rows_received += in_rows_.rows(p);
+  }
+  return volume;
+}
+
+}  // namespace
+
+std::unique_ptr<TokenDispatcher> CreateExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits) {
+  return std::make_unique<ExactDispatcher>(ops, ep, limits);
+}
+
+}  // namespace latentmesh

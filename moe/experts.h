@@ -1,0 +1,34 @@
+// Experts: the routed experts of one rank, run on rows sorted by local expert:
+//   y = down_e(silu(gate_e x) * (up_e x))    (SwiGLU, Shazeer 2020)
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+#include "moe/dispatcher.h"
+
+namespace latentmesh {
+
+// One layer's local experts, in the local order of the placement. Not owned.
+struct ExpertWeights {
+  ExpertWeightsView gate;            // [width, hidden] each
+  ExpertWeightsView up;              // [width, hidden] each
+  ExpertWeightsView down;            // [hidden, width] each
+};
+
+class Experts {
+ public:
+  // Scratch for limits.max_slots rows (resolved limits), allocated once. `ops` outlives this.
+  Experts(Ops& ops, const DispatchLimits& limits, int64_t width);
+  static size_t ScratchBytes(const DispatchLimits& limits, int64_t width);
+
+  // [M, H] results of handle.sorted, not weighted; valid until the next Run.
+  TensorView Run(const ExpertWeights& weights, const DispatchHandle& handle, Stream& stream);
+
+ private:
+  Ops& ops_;
+  Tensor hidden_;                    // [max_slots, width]
+  Tensor out_;                       // [max_slots, hidden]
+};
+
+}  // namespace latentmesh

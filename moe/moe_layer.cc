@@ -1,0 +1,127 @@
+#include "moe/moe_layer.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "parallel/process_mesh.h"
+
+namespace latentmesh {
+namespace {
+
+DispatchLimits LimitsOf(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
+  DispatchLimits limits;
+  limits.max_tokens = options.max_tokens;
+  limits.hidden = config.hidden;
+  limits.top_k = config.top_k;
+  limits.max_local_experts = std::max<int32_t>(options.max_local_experts, SplitRange(config.experts, ranks, 0).count);
+  limits.activation = options.activation;
+  limits.payload = options.payload;
+  limits.max_rows = options.max_rows;
+  limits.max_slots = options.max_slots;
+  return ResolveLimits(limits, ranks);
+}
+
+Status Bad(const char* field, int64_t value, const std::string& rule) {
+  return InvalidArgument(std::string("mixture of experts: ") + field + " " + std::to_string(value) + " " + rule);
+}
+
+Status ValidateGroups(const MoeConfig& c) {
+  if (c.method == TopkMethod::kGreedy) return Status::Ok();
+  if (c.n_group < 1 || c.experts % c.n_group != 0)
+    return Bad("n_group", c.n_group, "must divide n_routed_experts " + std::to_string(c.experts));
+  if (c.topk_group < 1 || c.topk_group > c.n_group)
+    return Bad("topk_group", c.topk_group, "must be in [1, n_group " + std::to_string(c.n_group) + "]");
+  if (c.top_k > c.experts / c.n_group * c.topk_group)
+    return Bad("num_experts_per_tok", c.top_k, "is more than the kept groups hold");
+  return Status::Ok();
+}
+
+}  // namespace
+
+Status ValidateMoeConfig(const MoeConfig& c) {
+  if (c.hidden < 1) return Bad("hidden_size", c.hidden, "must be positive");
+  if (c.width < 1) return Bad("moe_intermediate_size", c.width, "must be positive");
+  if (c.experts < 1) return Bad("n_routed_experts", c.experts, "must be positive");
+  if (c.top_k < 1 || c.top_k > c.experts)
+    return Bad("num_experts_per_tok", c.top_k, "must be in [1, n_routed_experts " + std::to_string(c.experts) + "]");
+  return ValidateGroups(c);
+}
+
+MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, const MoeWorkspaceOptions& options)
+    : ops_(ops),
+      ep_(ep),
+      config_(config),
+      dispatcher_(CreateExactDispatcher(ops, ep, LimitsOf(config, options, ep.size()))),
+      experts_(ops, dispatcher_->limits(), config.width),
+      logits_(&ops.device(), DType::kF32, {options.max_tokens, config.experts}),
+      ids_(&ops.device(), DType::kI32, {options.max_tokens, config.top_k}),
+      topk_weights_(&ops.device(), DType::kF32, {options.max_tokens, config.top_k}) {
+  LM_CHECK_MSG(ValidateMoeConfig(config).ok(), ValidateMoeConfig(config).message());
+}
+
+size_t MoeWorkspace::Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size) {
+  DispatchLimits limits = LimitsOf(config, options, ep_size);
+  return DispatcherBytes(limits, ep_size) + Experts::ScratchBytes(limits, config.width) +
+         static_cast<size_t>(options.max_tokens) * 4 * (config.experts + 2 * config.top_k);
+}
+
+MoeLayer::MoeLayer(MoeWorkspace& workspace, const MoeWeights& weights, ExpertPlacement placement)
+    : w_(workspace), weights_(weights), placement_(std::move(placement)), loads_(workspace.config_.experts, 0) {
+  Replace(weights.experts, placement_);
+}
+
+void MoeLayer::Replace(const ExpertWeights& experts, ExpertPlacement placement) {
+  LM_CHECK(placement.experts() == w_.config_.experts && placement.ranks() == w_.ep_.size());
+  LM_CHECK_MSG(placement.MaxLocalCount() <= w_.dispatcher_->limits().max_local_experts,
+               "placement holds more experts a rank than the workspace was made for");
+  LM_CHECK(experts.gate.count == placement.LocalCount(w_.ep_.rank()));
+  weights_.experts = experts;
+  placement_ = std::move(placement);
+}
+
+void MoeLayer::ResetLoads() { std::fill(loads_.begin(), loads_.end(), 0); }
+
+void MoeLayer::Route(const TensorView& x, Stream& stream) {
+  if (x.dim(0) == 0) return;
+  const MoeConfig& c = w_.config_;
+  TensorView logits = w_.logits_.view.Rows(0, x.dim(0));
+  GemmParams gate;
+  gate.x = x;
+  gate.w = weights_.router;
+  gate.out = logits;
+  w_.ops_.Gemm(gate, stream);
+  RouterParams route;
+  route.logits = logits;
+  route.bias = weights_.bias;
+  route.scoring = c.scoring;
+  route.method = c.method;
+  route.n_group = c.n_group;
+  route.topk_group = c.topk_group;
+  route.top_k = c.top_k;
+  route.norm_topk_prob = c.norm_topk_prob;
+  route.routed_scaling_factor = c.routed_scaling_factor;
+  route.ids = w_.ids_.view.i32();
+  route.weights = w_.topk_weights_.view.f32();
+  w_.ops_.Route(route, stream);
+}
+
+void MoeLayer::Forward(const TensorView& x, const TensorView& out, Stream& stream) {
+  LM_CHECK(x.dim(0) == out.dim(0) && x.dim(0) <= w_.dispatcher_->limits().max_tokens);
+  Route(x, stream);
+  DispatchParams params;
+  params.x = x;
+  params.ids = w_.ids_.view.i32();
+  params.weights = w_.topk_weights_.view.f32();
+  params.k = w_.config_.top_k;
+  params.placement = &placement_;
+  params.loads = loads_.data();
+  int rounds = w_.dispatcher_->Plan(params, stream);
+  for (int round = 0; round < rounds; ++round) {
+    DispatchHandle handle = w_.dispatcher_->Dispatch(round, stream);
+    TensorView y = w_.experts_.Run(weights_.experts, handle, stream);
+    w_.dispatcher_->Combine(handle, y, out, stream);
+  }
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,94 @@
+// MoeLayer: routed experts of one layer over the ranks of an ep group: router, dispatch, experts, combine.
+// Shared experts are the model's own business. Buffers are shared by all layers of a rank (MoeWorkspace).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "moe/dispatcher.h"
+#include "moe/expert_placement.h"
+#include "moe/experts.h"
+#include "parallel/communicator.h"
+
+namespace latentmesh {
+
+// Named as in config.json (hidden_size, moe_intermediate_size, n_routed_experts, num_experts_per_tok, ...).
+struct MoeConfig {
+  int64_t hidden = 0;
+  int64_t width = 0;
+  int32_t experts = 0;
+  int32_t top_k = 0;
+  int32_t n_group = 1;
+  int32_t topk_group = 1;
+  TopkMethod method = TopkMethod::kGreedy;
+  ScoringFunc scoring = ScoringFunc::kSoftmax;
+  bool norm_topk_prob = false;
+  float routed_scaling_factor = 1.0f;
+};
+// kInvalidArgument names the field: groups must divide the experts, top_k must fit the kept groups, ...
+Status ValidateMoeConfig(const MoeConfig& config);
+
+struct MoeWorkspaceOptions {
+  int64_t max_tokens = 0;            // tokens one rank routes in one step: its slice of the step's tokens
+  int32_t max_local_experts = 0;     // 0: of the contiguous placement; more to leave room for replicas
+  DType activation = DType::kF32;
+  DType payload = DType::kF32;       // rows on the wire
+  int64_t max_rows = 0;              // see DispatchLimits
+  int64_t max_slots = 0;
+};
+
+// What the layers of one rank use in turn: router scratch, dispatcher, expert scratch.
+class MoeWorkspace {
+ public:
+  // `ops` and `ep` outlive the workspace.
+  MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, const MoeWorkspaceOptions& options);
+  // Device bytes of a workspace, for the memory plan; allocates nothing.
+  static size_t Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size);
+
+ private:
+  friend class MoeLayer;
+  Ops& ops_;
+  Communicator& ep_;
+  MoeConfig config_;
+  std::unique_ptr<TokenDispatcher> dispatcher_;
+  Experts experts_;
+  Tensor logits_;                    // [max_tokens, E] f32
+  Tensor ids_;                       // [max_tokens, top_k] i32
+  Tensor topk_weights_;              // [max_tokens, top_k] f32
+};
+
+// One layer's weights on this rank. Not owned; they outlive the layer.
+struct MoeWeights {
+  WeightView router;                 // [E, H] mlp.gate.weight, f32 (or as stored)
+  TensorView bias;                   // [E] f32 e_score_correction_bias, or empty
+  ExpertWeights experts;             // of placement.LocalExperts(ep rank), in that order
+};
+
+class MoeLayer {
+ public:
+  MoeLayer(MoeWorkspace& workspace, const MoeWeights& weights, ExpertPlacement placement);
+
+  // out[t] += sum of weighted expert outputs of x[t]. x, out: [T, H] of the activation dtype, T <= max_tokens; T is this
+  // rank's own slice and may be 0. Collective over the ep group. out may not alias x.
+  void Forward(const TensorView& x, const TensorView& out, Stream& stream);
+
+  const ExpertPlacement& placement() const { return placement_; }
+  // Between steps: another placement and the weights that go with it. On all ranks at the same step.
+  void Replace(const ExpertWeights& experts, ExpertPlacement placement);
+
+  // Tokens of this rank that chose each logical expert, since the last reset. Host memory.
+  std::span<const int64_t> loads() const { return loads_; }
+  void ResetLoads();
+
+ private:
+  void Route(const TensorView& x, Stream& stream);
+  MoeWorkspace& w_;
+  MoeWeights weights_;
+  ExpertPlacement placement_;
+  std::vector<int64_t> loads_;       // [E]
+};
+
+}  // namespace latentmesh
