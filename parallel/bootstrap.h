@@ -40,7 +40,8 @@ class Job {
   [[noreturn]] virtual void Abort(StatusCode code) = 0;
 };
 
-// A world of one rank inside this process, for the reference run of `verify` and for tests.
-CommunicatorSet CreateSingleRankCommunicators();
+// A world of one rank inside this process, for the reference run of `verify` and for tests. Copies are made on `device`
+// where given (needed when the memory is not the host's); it outlives the communicators.
+CommunicatorSet CreateSingleRankCommunicators(Device* device = nullptr);
 
 }  // namespace latentmesh

@@ -29,6 +29,8 @@ class ControlChannel {
   virtual std::string Recv(int from) = 0;
   virtual void Barrier() = 0;
 
+  virtual std::string DescribeRank(int rank) const { return "rank " + std::to_string(rank); }  // "rank 3 on node1"
+
   // The same status on all ranks: ok, or that of the lowest failing rank with its rank and host added to the text.
   Status Agree(const Status& mine);
   // True on the one rank that should print a message all ranks have agreed on.

@@ -1,0 +1,148 @@
+#include "parallel/communicator_base.h"
+
+#include <chrono>
+#include <cstring>
+
+namespace latentmesh {
+namespace {
+
+void CheckReducible(const TensorView& view) {
+  LM_CHECK_MSG(view.dtype == DType::kF32 || view.dtype == DType::kBF16 || view.dtype == DType::kI32,
+               std::string("sums are made of f32, bf16 or i32, not ") + DTypeName(view.dtype));
+  LM_CHECK_MSG(view.empty() || view.contiguous() || view.rows() == 1, view.DebugString() + " is not contiguous");
+}
+
+size_t SumExcept(std::span<const size_t> values, int skip) {
+  size_t sum = 0;
+  for (int i = 0; i < static_cast<int>(values.size()); ++i)
+    if (i != skip) sum += values[i];
+  return sum;
+}
+
+class SoloCommunicator : public CommunicatorBase {
+ public:
+  SoloCommunicator(CallSite site, Device* device) : CommunicatorBase(std::move(site)), device_(device) {}
+
+ protected:
+  void DoAllReduceSum(const TensorView&, Stream&) override {}
+  void DoReduceScatterSum(const TensorView&, const TensorView&, Stream&) override {}
+  void DoAllGather(const void*, void*, size_t, Stream&) override {}
+  void DoAllGatherV(const void*, size_t, void*, std::span<const size_t>, Stream&) override {}
+  void DoBroadcast(void*, size_t, int, Stream&) override {}
+  void DoAllToAllV(const AllToAllVParams&, Stream&) override {}
+  void DoSend(const void*, size_t, int, Stream&) override {}
+  void DoRecv(void*, size_t, int, Stream&) override {}
+  void DoSendRecv(const void*, size_t, int, void*, size_t, int, Stream&) override {}
+  void DoBarrier(Stream&) override {}
+  void CopyLocal(void* to, const void* from, size_t bytes, Stream& stream) override {
+    if (device_ == nullptr) return CommunicatorBase::CopyLocal(to, from, bytes, stream);
+    if (bytes > 0 && to != from) device_->CopyOnDevice(to, from, bytes, stream);
+  }
+
+ private:
+  Device* device_;
+};
+
+}  // namespace
+
+class CommunicatorBase::Count {
+ public:
+  Count(CommunicatorBase& owner, size_t sent, size_t received) : traffic_(owner.traffic_) {
+    if (owner.size() == 1) sent = received = 0;
+    ++traffic_.calls;
+    traffic_.bytes_sent += sent;
+    traffic_.bytes_received += received;
+  }
+  ~Count() { traffic_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  TrafficCounters& traffic_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+void CommunicatorBase::CopyLocal(void* to, const void* from, size_t bytes, Stream&) {
+  if (bytes > 0 && to != from) std::memmove(to, from, bytes);
+}
+
+void CommunicatorBase::AllReduceSum(const TensorView& inout, Stream& stream) {
+  CheckReducible(inout);
+  size_t moved = 2 * inout.bytes() * (size() - 1) / size();
+  Count count(*this, moved, moved);
+  if (size() > 1) DoAllReduceSum(inout, stream);
+}
+
+void CommunicatorBase::ReduceScatterSum(const TensorView& in, const TensorView& out, Stream& stream) {
+  CheckReducible(in), CheckReducible(out);
+  LM_CHECK(in.dtype == out.dtype && in.size() == out.size() * size());
+  size_t moved = out.bytes() * (size() - 1);
+  Count count(*this, moved, moved);
+  if (size() > 1) return DoReduceScatterSum(in, out, stream);
+  CopyLocal(out.data, in.data, out.bytes(), stream);
+}
+
+void CommunicatorBase::AllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
+  Count count(*this, bytes * (size() - 1), bytes * (size() - 1));
+  if (size() > 1) return DoAllGather(send, recv, bytes, stream);
+  CopyLocal(recv, send, bytes, stream);
+}
+
+void CommunicatorBase::AllGatherV(const void* send, size_t bytes, void* recv, std::span<const size_t> recv_bytes,
+                                  Stream& stream) {
+  LM_CHECK(static_cast<int>(recv_bytes.size()) == size() && recv_bytes[rank()] == bytes);
+  Count count(*this, bytes * (size() - 1), SumExcept(recv_bytes, rank()));
+  if (size() > 1) return DoAllGatherV(send, bytes, recv, recv_bytes, stream);
+  CopyLocal(recv, send, bytes, stream);
+}
+
+void CommunicatorBase::Broadcast(void* data, size_t bytes, int root, Stream& stream) {
+  LM_CHECK(root >= 0 && root < size());
+  Count count(*this, root == rank() ? bytes * (size() - 1) : 0, root == rank() ? 0 : bytes);
+  if (size() > 1) DoBroadcast(data, bytes, root, stream);
+}
+
+void CommunicatorBase::AllToAllV(const AllToAllVParams& p, Stream& stream) {
+  size_t n = size();
+  LM_CHECK(p.send_bytes.size() == n && p.send_offsets.size() == n);
+  LM_CHECK(p.recv_bytes.size() == n && p.recv_offsets.size() == n);
+  LM_CHECK(p.send_bytes[rank()] == p.recv_bytes[rank()]);
+  Count count(*this, SumExcept(p.send_bytes, rank()), SumExcept(p.recv_bytes, rank()));
+  if (size() > 1) return DoAllToAllV(p, stream);
+  CopyLocal(static_cast<char*>(p.recv) + p.recv_offsets[0], static_cast<const char*>(p.send) + p.send_offsets[0],
+            p.send_bytes[0], stream);
+}
+
+void CommunicatorBase::Send(const void* data, size_t bytes, int peer, Stream& stream) {
+  LM_CHECK(peer >= 0 && peer < size() && peer != rank());
+  Count count(*this, bytes, 0);
+  DoSend(data, bytes, peer, stream);
+}
+
+void CommunicatorBase::Recv(void* data, size_t bytes, int peer, Stream& stream) {
+  LM_CHECK(peer >= 0 && peer < size() && peer != rank());
+  Count count(*this, 0, bytes);
+  DoRecv(data, bytes, peer, stream);
+}
+
+void CommunicatorBase::SendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                                Stream& stream) {
+  LM_CHECK(to >= 0 && to < size() && from >= 0 && from < size());
+  LM_CHECK_MSG((to == rank()) == (from == rank()), "a message to oneself must be received from oneself");
+  if (to == rank()) {
+    LM_CHECK(send_bytes == recv_bytes);
+    Count count(*this, 0, 0);
+    return CopyLocal(recv, send, send_bytes, stream);
+  }
+  Count count(*this, send_bytes, recv_bytes);
+  DoSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+}
+
+void CommunicatorBase::Barrier(Stream& stream) {
+  Count count(*this, 0, 0);
+  if (size() > 1) DoBarrier(stream);
+}
+
+std::unique_ptr<Communicator> CreateSoloCommunicator(const std::string& name, Device* device) {
+  return std::make_unique<SoloCommunicator>(CallSite{.group = name}, device);
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,70 @@
+// CommunicatorBase: what all transports share: argument checks, groups of one rank, traffic counters, context.
+// A transport implements the Do... calls, which are made only for groups of two or more ranks.
+//
+// Traffic is counted as the least any algorithm must move, so that tests can compare with formulae whatever the
+// transport does (n ranks, B bytes): all-reduce 2B(n-1)/n each way, reduce-scatter and all-gather (n-1) parts each way,
+// broadcast (n-1)B at the root. One thread per rank.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "parallel/call_site.h"
+#include "parallel/communicator.h"
+
+namespace latentmesh {
+
+class CommunicatorBase : public Communicator {
+ public:
+  explicit CommunicatorBase(CallSite site) : site_(std::move(site)) {}
+  int rank() const final { return site_.rank; }
+  int size() const final { return site_.size; }
+  const std::string& name() const final { return site_.group; }
+
+  void AllReduceSum(const TensorView& inout, Stream& stream) final;
+  void ReduceScatterSum(const TensorView& in, const TensorView& out, Stream& stream) final;
+  void AllGather(const void* send, void* recv, size_t bytes, Stream& stream) final;
+  void AllGatherV(const void* send, size_t bytes, void* recv, std::span<const size_t> recv_bytes,
+                  Stream& stream) final;
+  void Broadcast(void* data, size_t bytes, int root, Stream& stream) final;
+  void AllToAllV(const AllToAllVParams& p, Stream& stream) final;
+  void Send(const void* data, size_t bytes, int peer, Stream& stream) final;
+  void Recv(void* data, size_t bytes, int peer, Stream& stream) final;
+  void SendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                Stream& stream) final;
+  void Barrier(Stream& stream) final;
+
+  TrafficCounters traffic() const final { return traffic_; }
+  void SetContext(int64_t step, const char* operation) final {
+    site_.step = step;
+    site_.operation = operation;
+  }
+
+ protected:
+  const CallSite& site() const { return site_; }
+
+  virtual void DoAllReduceSum(const TensorView& inout, Stream& stream) = 0;
+  virtual void DoReduceScatterSum(const TensorView& in, const TensorView& out, Stream& stream) = 0;
+  virtual void DoAllGather(const void* send, void* recv, size_t bytes, Stream& stream) = 0;
+  virtual void DoAllGatherV(const void* send, size_t bytes, void* recv, std::span<const size_t> recv_bytes,
+                            Stream& stream) = 0;
+  virtual void DoBroadcast(void* data, size_t bytes, int root, Stream& stream) = 0;
+  virtual void DoAllToAllV(const AllToAllVParams& p, Stream& stream) = 0;
+  virtual void DoSend(const void* data, size_t bytes, int peer, Stream& stream) = 0;
+  virtual void DoRecv(void* data, size_t bytes, int peer, Stream& stream) = 0;
+  virtual void DoSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                          Stream& stream) = 0;
+  virtual void DoBarrier(Stream& stream) = 0;
+  // Copies within the memory this transport moves; ordered on `stream`. No-op when to == from.
+  virtual void CopyLocal(void* to, const void* from, size_t bytes, Stream& stream);
+
+ private:
+  class Count;                             // adds one call's bytes and time to traffic_
+  CallSite site_;
+  TrafficCounters traffic_;
+};
+
+// A group of one rank: nothing is sent, results are copied. With a device, copies are made on it.
+std::unique_ptr<Communicator> CreateSoloCommunicator(const std::string& name, Device* device = nullptr);
+
+}  // namespace latentmesh
