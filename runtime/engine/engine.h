@@ -1,0 +1,101 @@
+// Engine: owns requests on the scheduler rank and drives all ranks step by step.
+//
+//   auto runtime = Runtime::Create(job, options);          // collective: loads the model, plans memory
+//   int code = (*runtime)->Run([&](Engine& engine) {        // rank 0 runs the body, the other ranks execute plans
+//     engine.Submit(...); engine.RunUntilIdle(); return Status::Ok(); });
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/status.h"
+#include "parallel/bootstrap.h"
+#include "runtime/config/model_config.h"
+#include "runtime/engine/engine_options.h"
+#include "runtime/engine/request.h"
+#include "runtime/text/tokenizer.h"
+
+namespace latentmesh {
+
+// Bytes a rank, before anything is allocated; the engine allocates what it says.
+struct MemoryPlan {
+  uint64_t weights = 0;
+  uint64_t cache = 0;
+  uint64_t activations = 0;
+  uint64_t communication = 0;
+  uint64_t available = 0;              // what the device had free
+  int64_t cache_blocks = 0;            // of block_size tokens
+  int64_t cache_bytes_per_token = 0;   // all layers of this rank
+  uint64_t total() const { return weights + cache + activations + communication; }
+};
+
+struct EngineStats {
+  int64_t running = 0;                 // sequences
+  int64_t waiting = 0;                 // requests
+  double cache_usage = 0;              // fraction of blocks in use
+  int64_t steps = 0;
+  int64_t prompt_tokens = 0;           // computed or found cached, of all requests so far
+  int64_t generated_tokens = 0;
+  int64_t preemptions = 0;
+  int64_t prefix_queries = 0;          // tokens
+  int64_t prefix_hits = 0;             // tokens
+  std::vector<int64_t> expert_load;    // [layers with experts * experts] tokens routed so far (rank 0's view)
+};
+
+// Logits (and hidden states) of a whole sequence; used by verify and eval.
+struct ScoreOptions {
+  AttentionMode attention = AttentionMode::kAuto;
+  bool hidden_states = false;
+  int32_t logits_from = 0;             // first position whose logits are wanted
+};
+struct ScoreResult {
+  int64_t rows = 0;                    // positions with logits
+  int64_t vocab = 0;
+  std::vector<float> logits;           // [rows, vocab]
+  int64_t layers = 0;                  // num_hidden_layers + 1 when hidden states were asked for, else 0
+  int64_t tokens = 0;
+  int64_t hidden = 0;
+  std::vector<float> hidden_states;    // [layers, tokens, hidden]: row 0 the embeddings, row i the output of layer i
+};
+
+// Scheduler rank only. Submit, Cancel and Stats are thread-safe; the rest belongs to the main thread.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  // kInvalidArgument when the request can never run (too long, bad field): it says so with the numbers.
+  virtual Status Submit(Request request) = 0;
+  virtual void Cancel(const std::string& request_id) = 0;       // frees its blocks within one step; a last output with kAbort comes
+  virtual EngineStats Stats() const = 0;
+
+  virtual bool Step() = 0;                                      // one step; false when there was nothing to do
+  virtual void RunUntilIdle() = 0;
+  virtual void RunUntil(const std::atomic<bool>& stop) = 0;     // serves until stop is set; sleeps while idle
+  virtual Result<ScoreResult> Score(const std::vector<int32_t>& ids, const ScoreOptions& options) = 0;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const Tokenizer* tokenizer() const = 0;               // nullptr when the checkpoint has none (token ids only)
+  virtual int max_model_len() const = 0;
+};
+
+class Runtime {
+ public:
+  // Collective. On failure every rank gets the same Status.
+  static Result<std::unique_ptr<Runtime>> Create(Job& job, const EngineOptions& options);
+  virtual ~Runtime() = default;
+
+  virtual const ParallelConfig& layout() const = 0;
+  virtual const EngineOptions& options() const = 0;             // as resolved: nothing is 0 or "auto"
+  virtual const ModelConfig& config() const = 0;
+  virtual const MemoryPlan& memory_plan() const = 0;            // of this rank
+  virtual std::vector<MemoryPlan> memory_plans() const = 0;     // of all ranks; rank 0 only, elsewhere empty
+  virtual std::string device_name() const = 0;
+  virtual const LoadProgress& load_progress() const = 0;
+  // Collective: body runs on rank 0; the others execute plans until it returns. Returns the body's status on all ranks.
+  virtual Status Run(const std::function<Status(Engine&)>& body) = 0;
+};
+
+}  // namespace latentmesh

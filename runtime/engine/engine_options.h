@@ -1,0 +1,33 @@
+// What a user chooses about a run; the same on all ranks. Zero or "auto" lets latentmesh choose (and print) the value.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "parallel/process_mesh.h"
+#include "runtime/checkpoint/weight_loader.h"
+#include "runtime/model/step_batch.h"
+
+namespace latentmesh {
+
+struct EngineOptions {
+  std::string model;                  // checkpoint folder
+  std::string device = "auto";        // auto, cpu, cuda
+  ParallelConfig layout{0, 0, 0, 0};  // 0: choose
+  std::string dtype = "auto";         // auto, f32, bf16
+  std::string kv_dtype = "auto";      // auto, f32, bf16
+  int max_batch_tokens = 0;           // tokens a dp rank computes in one step
+  int max_seqs = 0;                   // sequences a dp rank runs at once
+  int max_model_len = 0;              // 0: max_position_embeddings
+  int block_size = 64;                // tokens a cache block holds on one rank
+  uint64_t kv_memory = 0;             // bytes a rank for the cache; 0: what memory allows, up to what max_seqs can use
+  int threads = 0;                    // compute threads a rank
+  bool prefix_caching = true;
+  bool share_gpu = false;
+  uint64_t seed = 0;                  // for requests without one
+  AttentionMode attention = AttentionMode::kAuto;
+  std::function<void(const LoadProgress&)> load_progress;   // called on rank 0
+};
+
+}  // namespace latentmesh

@@ -1,0 +1,52 @@
+// Requests that go into the engine and outputs that come out.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "runtime/sample/sampler.h"
+#include "runtime/sample/sampling_params.h"
+
+namespace latentmesh {
+
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort };
+const char* FinishReasonName(FinishReason reason);    // "stop", "length", "abort"; "" for kNone
+
+// What one choice (of n) gained since the last output.
+struct ChoiceDelta {
+  int32_t index = 0;                   // 0 .. n - 1
+  std::string text;                    // whole UTF-8 characters only; held back while a stop string may begin
+  std::vector<int32_t> token_ids;
+  std::vector<SampledToken> logprobs;  // one for each of token_ids, when asked for
+  FinishReason finish = FinishReason::kNone;
+  std::string stop_reason;             // the stop string or token id that ended it, if one did
+};
+
+struct RequestTimes {                  // seconds since submission; 0 until it happened
+  double first_scheduled = 0;
+  double first_token = 0;
+  double finished = 0;
+};
+
+struct RequestOutput {
+  std::string request_id;
+  std::vector<ChoiceDelta> choices;
+  std::vector<SampledToken> prompt_logprobs;   // once, with the first output; entry i scores prompt token i + 1
+  bool finished = false;                       // all choices have finished: the last output of the request
+  int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;                   // of the prompt, found in the prefix cache
+  int32_t completion_tokens = 0;               // of all choices so far
+  RequestTimes times;
+};
+
+struct Request {
+  std::string id;                              // unique among live requests
+  std::vector<int32_t> prompt_ids;
+  SamplingParams sampling;
+  // Called on the engine's thread, in order; must not block (a slow reader buffers on its own side).
+  std::function<void(const RequestOutput&)> on_output;
+};
+
+}  // namespace latentmesh

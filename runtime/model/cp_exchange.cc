@@ -1,0 +1,78 @@
+#include "runtime/model/cp_exchange.h"
+
+#include <algorithm>
+
+namespace latentmesh {
+
+CpExchange::CpExchange(const ModelContext& ctx, int64_t heads, int64_t query_width, int64_t out_width, Arena& arena)
+    : ctx_(ctx), heads_(heads), out_width_(out_width), cp_(ctx.shard.layout.cp) {
+  if (cp_ == 1) return;
+  int64_t tokens = ctx.limits.max_tokens, widest = std::max({query_width, out_width, heads});
+  by_rank_ = arena.Reserve(ctx.activation, {cp_ * tokens, widest});
+  for (TensorView& wide : wide_) wide = arena.Reserve(ctx.activation, {tokens, cp_ * query_width});
+  out_wide_ = arena.Reserve(ctx.activation, {tokens, cp_ * out_width});
+  lse_wide_ = arena.Reserve(DType::kF32, {tokens, cp_ * heads});
+  received_ = arena.Reserve(ctx.activation, {cp_ * tokens, out_width});
+  lse_received_ = arena.Reserve(DType::kF32, {cp_ * tokens, heads});
+  index_ = arena.ReserveArray<int32_t>(2 * cp_ * tokens);
+}
+
+void CpExchange::PrepareIndex(int64_t tokens) {
+  if (tokens == index_tokens_) return;
+  staging_.resize(static_cast<size_t>(2 * cp_ * tokens));
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t c = 0; c < cp_; ++c) {
+      staging_[t * cp_ + c] = static_cast<int32_t>(c * tokens + t);
+      staging_[cp_ * tokens + c * tokens + t] = static_cast<int32_t>(t * cp_ + c);
+    }
+  ctx_.ops->device().CopyToDevice(index_, staging_.data(), staging_.size() * sizeof(int32_t), *ctx_.stream);
+  index_tokens_ = tokens;
+}
+
+void CpExchange::Permute(const TensorView& from, const TensorView& to, bool to_wide) {
+  GatherRowsParams p;
+  p.x = from;
+  p.count = from.rows();
+  p.index = index_ + (to_wide ? 0 : p.count);
+  p.out = to;
+  ctx_.ops->GatherRows(p, *ctx_.stream);
+}
+
+TensorView CpExchange::Gather(const TensorView& rows, int slot) {
+  int64_t tokens = rows.dim(0), width = rows.cols();
+  PrepareIndex(tokens);
+  TensorView parts(by_rank_.data, rows.dtype, {cp_ * tokens, width});
+  ctx_.comms->cp->AllGather(rows.data, parts.data, rows.bytes(), *ctx_.stream);
+  TensorView wide(wide_[slot].data, rows.dtype, {tokens, cp_ * width});
+  Permute(parts, wide.Reshape({tokens * cp_, width}), true);
+  return wide;
+}
+
+TensorView CpExchange::wide_out(int64_t tokens) const { return out_wide_.Rows(0, tokens); }
+TensorView CpExchange::wide_lse(int64_t tokens) const { return lse_wide_.Rows(0, tokens); }
+
+void CpExchange::AllToAll(const TensorView& send, const TensorView& recv) {
+  size_t part = send.bytes() / static_cast<size_t>(cp_);
+  std::vector<size_t> bytes(cp_, part), offsets(cp_);
+  for (int c = 0; c < cp_; ++c) offsets[c] = c * part;
+  ctx_.comms->cp->AllToAllV({send.data, bytes, offsets, recv.data, bytes, offsets}, *ctx_.stream);
+}
+
+void CpExchange::Return(const TensorView& out, const TensorView& lse) {
+  int64_t tokens = out.dim(0), dim = out_width_ / heads_;
+  TensorView parts(by_rank_.data, out.dtype, {cp_ * tokens, out_width_});
+  TensorView received(received_.data, out.dtype, {cp_ * tokens, out_width_});
+  Permute(wide_out(tokens).Reshape({tokens * cp_, out_width_}), parts, false);
+  AllToAll(parts, received);
+  TensorView lse_parts(by_rank_.data, DType::kF32, {cp_ * tokens, heads_});
+  TensorView lse_received(lse_received_.data, DType::kF32, {cp_ * tokens, heads_});
+  Permute(wide_lse(tokens).Reshape({tokens * cp_, heads_}), lse_parts, false);
+  AllToAll(lse_parts, lse_received);
+  ctx_.ops->device().CopyOnDevice(out.data, received.data, out.bytes(), *ctx_.stream);
+  ctx_.ops->device().CopyOnDevice(lse.data, lse_received.data, lse.bytes(), *ctx_.stream);
+  for (int c = 1; c < cp_; ++c)
+    ctx_.ops->MergeAttention({AsHeads(out, heads_, dim), lse, AsHeads(received.Rows(c * tokens, tokens), heads_, dim),
+                              lse_received.Rows(c * tokens, tokens)}, *ctx_.stream);
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,45 @@
+// CpExchange: the traffic of absorbed attention under context parallelism (as "decode context parallelism" elsewhere).
+//
+//   Gather   [T, heads * d] of each rank of the cp group -> [T, cp * heads, d] on all of them
+//   Return   partial outputs of the group's heads over this rank's keys -> each head's rank, merged by log-sum-exp
+#pragma once
+
+#include <vector>
+
+#include "runtime/model/arena.h"
+#include "runtime/model/model_context.h"
+
+namespace latentmesh {
+
+class CpExchange {
+ public:
+  // Buffers for rows of up to `query_width` and `out_width` numbers a token; none when cp is 1.
+  CpExchange(const ModelContext& ctx, int64_t heads, int64_t query_width, int64_t out_width, Arena& arena);
+
+  // [T, width] -> [T, cp * width], the ranks' parts side by side. Two gathers a step can be alive: slot 0 and 1.
+  TensorView Gather(const TensorView& rows, int slot);
+  // Where the partial results of all heads of the group go: out [T, cp * heads * dim], lse [T, cp * heads].
+  TensorView wide_out(int64_t tokens) const;
+  TensorView wide_lse(int64_t tokens) const;
+  // Sends wide_out and wide_lse to the heads' ranks and merges what comes back into out [T, heads * dim], lse [T, heads].
+  void Return(const TensorView& out, const TensorView& lse);
+
+ private:
+  void PrepareIndex(int64_t tokens);
+  // Rows of `from` [cp * T, width] <-> parts side by side; `to_wide` picks the direction.
+  void Permute(const TensorView& from, const TensorView& to, bool to_wide);
+  void AllToAll(const TensorView& send, const TensorView& recv);
+
+  const ModelContext& ctx_;
+  int64_t heads_, out_width_;
+  int cp_;
+  TensorView by_rank_;                 // [cp, T, widest]: one part after the other
+  TensorView wide_[2];                 // [T, cp * query_width]
+  TensorView out_wide_, lse_wide_;     // [T, cp * out_width], [T, cp * heads]
+  TensorView received_, lse_received_; // [cp, T, out_width], [cp, T, heads]
+  int32_t* index_ = nullptr;           // [2, cp * T]: to wide, to parts
+  int64_t index_tokens_ = -1;
+  std::vector<int32_t> staging_;
+};
+
+}  // namespace latentmesh

@@ -1,0 +1,143 @@
+#include "runtime/model/mla_attention.h"
+
+#include <algorithm>
+
+namespace latentmesh {
+
+// q_a_layernorm and kv_a_layernorm use this whatever rms_norm_eps says, as the published code does.
+constexpr float kLowRankNormEps = 1e-6f;
+
+MlaAttention::MlaAttention(const ModelContext& ctx, Arena& arena)
+    : ctx_(ctx), heads_(ctx.shard.heads.count), nope_(ctx.config->qk_nope_head_dim), rope_(ctx.config->qk_rope_head_dim),
+      v_(ctx.config->v_head_dim), rank_(ctx.config->kv_lora_rank), scale_(static_cast<float>(ctx.config->softmax_scale())),
+      cp_(ctx, ctx.shard.heads.count, heads_ * std::max(nope_ + rope_, rank_), heads_ * rank_, arena) {
+  int64_t tokens = ctx.limits.max_tokens, keys = ctx.limits.expand_keys;
+  DType dtype = ctx.activation;
+  if (ctx.config->q_lora_rank > 0) q_a_ = arena.Reserve(dtype, {tokens, ctx.config->q_lora_rank});
+  q_ = arena.Reserve(dtype, {tokens, heads_ * (nope_ + rope_)});
+  kv_a_ = arena.Reserve(dtype, {tokens, rank_ + rope_});
+  q_latent_ = arena.Reserve(dtype, {tokens, heads_ * rank_});
+  o_latent_ = arena.Reserve(dtype, {tokens, heads_ * rank_});
+  o_ = arena.Reserve(dtype, {tokens, heads_ * v_});
+  lse_ = arena.Reserve(DType::kF32, {tokens, heads_});
+  latents_ = arena.Reserve(dtype, {ctx.shard.layout.cp > 1 ? 2 : 1, keys, rank_ + rope_});
+  kv_ = arena.Reserve(dtype, {keys, heads_ * (nope_ + v_)});
+  o_part_ = arena.Reserve(dtype, {tokens, heads_ * v_});
+  lse_part_ = arena.Reserve(DType::kF32, {tokens, heads_});
+}
+
+void MlaAttention::Forward(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
+                           const TensorView& out) {
+  if (batch.tokens == 0) return;   // all ranks of the tp group have the same tokens: nobody waits for this one
+  ProjectQueries(w, batch, x);
+  WriteLatents(w, cache, batch, x);
+  if (batch.absorbed_tokens > 0) Absorbed(w, cache, batch);
+  for (const ExpandedSequence& s : batch.expanded) Expanded(w, cache, s);
+  ctx_.ops->Gemm({o_.Rows(0, batch.tokens), w.o.w, w.o.bias, out}, *ctx_.stream);
+}
+
+void MlaAttention::ProjectQueries(const MlaWeights& w, const StepBatch& batch, const TensorView& x) {
+  TensorView q = q_.Rows(0, batch.tokens), in = x;
+  if (!q_a_.empty()) {
+    in = q_a_.Rows(0, batch.tokens);
+    ctx_.ops->Gemm({x, w.q_a.w, w.q_a.bias, in}, *ctx_.stream);
+    ctx_.ops->RmsNorm({in, {}, w.q_a_norm, kLowRankNormEps, in}, *ctx_.stream);
+  }
+  ctx_.ops->Gemm({in, w.q.w, w.q.bias, q}, *ctx_.stream);
+  HeadsView q_rope = AsHeads(q, heads_, nope_ + rope_).Dims(nope_, rope_);
+  ctx_.ops->Rope({q_rope, batch.positions, ctx_.cos_sin, ctx_.config->rope_interleave}, *ctx_.stream);
+}
+
+void MlaAttention::WriteLatents(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x) {
+  TensorView kv_a = kv_a_.Rows(0, batch.tokens);
+  ctx_.ops->Gemm({x, w.kv_a.w, w.kv_a.bias, kv_a}, *ctx_.stream);
+  ctx_.ops->LatentWrite({kv_a, w.kv_a_norm, kLowRankNormEps, batch.positions, ctx_.cos_sin, ctx_.config->rope_interleave,
+                         batch.slots, cache}, *ctx_.stream);
+}
+
+void MlaAttention::Absorbed(const MlaWeights& w, const CacheView& cache, const StepBatch& batch) {
+  int64_t tokens = batch.absorbed_tokens;
+  HeadsView q = AsHeads(q_.Rows(0, tokens), heads_, nope_ + rope_);
+  HeadsView q_latent = AsHeads(q_latent_.Rows(0, tokens), heads_, rank_);
+  ctx_.ops->HeadGemm({q.Dims(0, nope_), w.kv_b, nope_ + v_, 0, nope_, true, q_latent}, *ctx_.stream);
+  AttendLatents(cache, batch);
+  HeadsView o_latent = AsHeads(o_latent_.Rows(0, tokens), heads_, rank_);
+  HeadsView o = AsHeads(o_.Rows(0, tokens), heads_, v_);
+  ctx_.ops->HeadGemm({o_latent, w.kv_b, nope_ + v_, nope_, v_, false, o}, *ctx_.stream);
+}
+
+void MlaAttention::AttendLatents(const CacheView& cache, const StepBatch& batch) {
+  int64_t tokens = batch.absorbed_tokens;
+  MlaAttentionParams p;
+  p.cache = cache;
+  p.batch = batch.absorbed;
+  p.scale = scale_;
+  TensorView q = q_.Rows(0, tokens), q_latent = q_latent_.Rows(0, tokens), out = o_latent_.Rows(0, tokens);
+  int cp = ctx_.shard.layout.cp;
+  if (cp > 1) {
+    q = cp_.Gather(q, 0);
+    q_latent = cp_.Gather(q_latent, 1);
+    out = cp_.wide_out(tokens);
+    p.lse = cp_.wide_lse(tokens);
+  }
+  p.q_latent = AsHeads(q_latent, cp * heads_, rank_);
+  p.q_rope = AsHeads(q, cp * heads_, nope_ + rope_).Dims(nope_, rope_);
+  p.out = AsHeads(out, cp * heads_, rank_);
+  ctx_.ops->MlaAttention(p, *ctx_.stream);
+  if (cp > 1) cp_.Return(o_latent_.Rows(0, tokens), lse_.Rows(0, tokens));
+}
+
+int64_t MlaAttention::LocalKeys(const ExpandedSequence& s, int cp_rank) const {
+  return ContextShard{ctx_.shard.layout.cp, cp_rank, ctx_.limits.block_size}.LocalLength(s.context);
+}
+
+// Key chunk by key chunk; under cp each chunk of the local latents goes once around the ring of the cp group.
+void MlaAttention::Expanded(const MlaWeights& w, const CacheView& cache, const ExpandedSequence& s) {
+  int cp = ctx_.shard.layout.cp, me = ctx_.shard.cp_rank;
+  int64_t chunk = ctx_.limits.expand_keys, width = rank_ + rope_;
+  auto part = [&](int rank, int64_t begin) { return std::clamp<int64_t>(LocalKeys(s, rank) - begin, 0, chunk); };
+  bool first = true;
+  for (int64_t begin = 0; begin < LocalKeys(s, 0); begin += chunk) {
+    TensorView now(latents_.data, latents_.dtype, {part(me, begin), width});
+    ctx_.ops->LatentGather({cache, s.block_table, begin, now.dim(0), now}, *ctx_.stream);
+    for (int hop = 0; hop < cp; ++hop) {
+      int source = (me - hop + cp) % cp, next = (source - 1 + cp) % cp;
+      if (now.dim(0) > 0) {
+        AttendChunk(w, s, now, begin, source, first);
+        first = false;
+      }
+      if (hop + 1 == cp) break;
+      char* other = static_cast<char*>(latents_.data) + (hop % 2 == 0 ? latents_.bytes() / 2 : 0);
+      TensorView incoming(other, latents_.dtype, {part(next, begin), width});
+      ctx_.comms->cp->SendRecv(now.data, now.bytes(), (me + 1) % cp, incoming.data, incoming.bytes(), (me - 1 + cp) % cp,
+                               *ctx_.stream);
+      now = incoming;
+    }
+  }
+}
+
+void MlaAttention::AttendChunk(const MlaWeights& w, const ExpandedSequence& s, const TensorView& latents, int64_t key_begin,
+                               int source, bool first) {
+  int64_t keys = latents.dim(0);
+  TensorView out = first ? o_ : o_part_, lse = first ? lse_ : lse_part_;
+  TensorView kv = kv_.Rows(0, keys);
+  ctx_.ops->Gemm({latents.Cols(0, rank_), w.kv_b, {}, kv}, *ctx_.stream);
+  HeadsView kv_heads = AsHeads(kv, heads_, nope_ + v_);
+  PrefillAttentionParams p;
+  p.q = AsHeads(q_.Rows(s.row, s.queries), heads_, nope_ + rope_);
+  p.k_nope = kv_heads.Dims(0, nope_);
+  p.k_rope = latents.Cols(rank_, rope_);
+  p.v = kv_heads.Dims(nope_, v_);
+  p.query_position = s.start;
+  p.key_begin = key_begin;
+  p.shard = {ctx_.shard.layout.cp, source, ctx_.limits.block_size};
+  p.scale = scale_;
+  p.out = AsHeads(out.Rows(s.row, s.queries), heads_, v_);
+  p.lse = lse.Rows(s.row, s.queries);
+  ctx_.ops->PrefillAttention(p, *ctx_.stream);
+  if (first) return;
+  ctx_.ops->MergeAttention({AsHeads(o_.Rows(s.row, s.queries), heads_, v_), lse_.Rows(s.row, s.queries), p.out, p.lse},
+                           *ctx_.stream);
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,23 @@
+#include "runtime/model/mlp.h"
+
+#include <algorithm>
+
+namespace latentmesh {
+
+Mlp::Mlp(const ModelContext& ctx, Arena& arena) : ctx_(ctx) {
+  int64_t width = std::max(ctx.shard.dense_width.count, ctx.shard.shared_width.count);
+  act_ = arena.Reserve(ctx.activation, {ctx.limits.max_tokens, width});
+}
+
+void Mlp::Forward(const MlpWeights& w, const TensorView& x, const TensorView& out) {
+  if (x.empty()) return;
+  if (w.gate.empty()) {
+    ctx_.ops->device().Fill(out.data, 0, out.bytes(), *ctx_.stream);
+    return;
+  }
+  TensorView act(act_.data, act_.dtype, {x.dim(0), w.gate.rows});
+  ctx_.ops->GateUp({x, w.gate, w.up, act}, *ctx_.stream);
+  ctx_.ops->Gemm({act, w.down, {}, out}, *ctx_.stream);
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,54 @@
+// WeightFiller: reserves arena memory for one weight at a time and notes the request that will fill it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "runtime/model/weights.h"
+
+namespace latentmesh {
+
+struct MatrixShape {
+  int64_t rows;   // out features of the whole checkpoint tensor
+  int64_t cols;
+};
+
+class WeightFiller {
+ public:
+  WeightFiller(const QuantizationConfig& quantization, const WeightLayoutOptions& options, const StoredDType& stored,
+               Arena& arena, std::vector<TensorRequest>* requests)
+      : quantization_(quantization), options_(options), stored_(stored), arena_(arena), requests_(requests) {}
+
+  // NAME.weight (and NAME.weight_scale_inv when stored as FP8), the given part of it.
+  WeightView Linear(const std::string& name, MatrixShape shape, Range rows, Range cols);
+  // The same, but FP8 is multiplied out (to f32, or bf16 when rounding).
+  WeightView Dequantized(const std::string& name, MatrixShape shape, Range rows, Range cols);
+  // PREFIX + projection for each of `prefixes`, one after the other.
+  ExpertWeightsView Experts(const std::vector<std::string>& prefixes, const std::string& projection, MatrixShape shape);
+  // A plain tensor kept as stored (embedding).
+  TensorView Matrix(const std::string& tensor, MatrixShape shape, Range rows, Range cols);
+  // Tensors turned into f32.
+  TensorView Float(const std::string& tensor, MatrixShape shape);
+  TensorView Vector(const std::string& tensor, int64_t size);
+  TensorView VectorPart(const std::string& tensor, int64_t size, Range part);
+
+  const Status& status() const { return status_; }   // the first failure
+
+ private:
+  struct Slice { std::vector<int64_t> shape; Range rows; Range cols; };
+  DType KeptAs(const std::string& tensor);            // dtype in the arena
+  DType Stored(const std::string& tensor);            // dtype in the checkpoint; kF32 and a failure when missing
+  void Request(const std::string& tensor, const Slice& slice, void* target, DType as);
+  WeightView ScaledView(DType dtype, void* data, Range rows, Range cols) const;
+  Slice ScaleSlice(MatrixShape shape, Range rows, Range cols) const;
+  void RequestDequantized(const std::string& name, MatrixShape shape, Range rows, Range cols, void* target, DType as);
+
+  const QuantizationConfig& quantization_;
+  WeightLayoutOptions options_;
+  const StoredDType& stored_;
+  Arena& arena_;
+  std::vector<TensorRequest>* requests_;
+  Status status_;
+};
+
+}  // namespace latentmesh
