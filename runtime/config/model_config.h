@@ -21,8 +21,9 @@ struct RopeScaling {
   int64_t original_max_position_embeddings = 0;
   double beta_fast = 32;
   double beta_slow = 1;
-  double mscale = 1;
-  double mscale_all_dim = 0;
+  double mscale = 0;                 // 0: not given
+  double mscale_all_dim = 0;         // 0: not given; the softmax scale is then left alone
+  bool truncate = true;              // round the ends of the blend to whole dimensions
   std::optional<double> attention_factor;   // explicit multiplier of cos and sin, if the checkpoint gives one
 };
 
@@ -69,6 +70,7 @@ struct ModelConfig {
   int64_t moe_intermediate_size = 0;
   int64_t first_k_dense_replace = 0;
   int64_t moe_layer_freq = 1;
+  std::vector<int64_t> moe_layer_pattern;   // moe_layer_freq written as a list: 1 for each MoE layer; else empty
   int64_t n_group = 1;
   int64_t topk_group = 1;
   TopkMethod topk_method = TopkMethod::kGreedy;
