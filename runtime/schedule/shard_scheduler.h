@@ -1,0 +1,90 @@
+// ShardScheduler: the blocks and the running sequences of one dp shard. Used by Scheduler, which owns the sequences.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "runtime/cache/block_pool.h"
+#include "runtime/cache/prefix_cache.h"
+#include "runtime/schedule/sequence.h"
+#include "runtime/schedule/step_plan.h"
+
+namespace latentmesh {
+
+struct SchedulerOptions {
+  int32_t dp = 1;
+  int32_t block_size = 64;             // tokens; 64 x cp where a sequence's blocks are spread over cp ranks
+  int64_t blocks_per_shard = 0;
+  int32_t max_batch_tokens = 2048;     // a shard and step
+  int32_t max_seqs = 64;               // running, a shard
+  int32_t max_model_len = 4096;        // prompt and output
+  bool prefix_caching = true;
+  // Share of the blocks that admitting a sequence must leave available while others run, so that these can grow.
+  double watermark = 0.01;
+  // A longer prefix hit does not draw a sequence to a shard that runs this many more sequences than another.
+  int32_t max_imbalance = 4;
+};
+
+// kInvalidArgument names the field.
+Status ValidateSchedulerOptions(const SchedulerOptions& options);
+
+class ShardScheduler {
+ public:
+  ShardScheduler(const SchedulerOptions& options, int32_t shard);
+
+  // A step: Begin, ScheduleRunning, any number of Admit, TakeCopies.
+  void Begin();
+  // Gives tokens to the running sequences that are in no step: decodes first, then prompts, oldest first each.
+  void ScheduleRunning();
+  struct Offer {
+    bool possible = false;
+    int64_t cached_tokens = 0;
+  };
+  Offer OfferFor(const Sequence& sequence) const;
+  // Only after a possible offer. Takes the blocks and the first tokens.
+  void Admit(Sequence* sequence);
+  const std::vector<Sequence*>& scheduled() const { return scheduled_; }
+  // Sequences that lost their blocks in this step; the caller queues them.
+  const std::vector<Sequence*>& preempted() const { return preempted_; }
+  // The copies that forks left, for the plan of this step.
+  std::vector<BlockCopy> TakeCopies();
+
+  // After a step: `added` more tokens of `sequence` are in its blocks. Full blocks become known to the prefix cache,
+  // blocks beyond the known tokens (of rejected drafts) are freed.
+  void Advance(Sequence* sequence, int32_t added);
+  // Makes `child` run on the blocks of `leader`, which has just computed its prompt. False when there is no room.
+  bool Fork(const Sequence& leader, Sequence* child);
+  // Frees everything the sequence holds; it is not in flight.
+  void Remove(Sequence* sequence);
+
+  const BlockPool& pool() const { return pool_; }
+  const PrefixCache* cache() const { return cache_.get(); }
+  const SequenceQueue& running() const { return running_; }
+  int64_t preemptions() const { return preemptions_; }
+  int32_t slots() const;               // running sequences, those still to be forked included
+  void CheckInvariants() const;
+
+ private:
+  int64_t BlocksFor(int64_t tokens) const { return (tokens + options_.block_size - 1) / options_.block_size; }
+  int32_t SlotsOf(const Sequence& sequence) const { return std::min(sequence.choices, options_.max_seqs); }
+  PrefixQuery QueryFor(const Sequence& sequence) const;
+  void Give(Sequence* sequence, int32_t tokens);
+  int32_t Grow(Sequence* sequence, int32_t tokens);
+  Sequence* Victim(const Sequence& sequence) const;
+  void Preempt(Sequence* sequence);
+  void Register(Sequence* sequence);
+
+  const SchedulerOptions options_;
+  const int32_t shard_;
+  BlockPool pool_;
+  std::unique_ptr<PrefixCache> cache_;   // null without prefix caching
+  SequenceQueue running_;
+  int64_t preemptions_ = 0;
+  // Of the step being made.
+  int32_t budget_ = 0;
+  std::vector<Sequence*> scheduled_;
+  std::vector<Sequence*> preempted_;
+};
+
+}  // namespace latentmesh
