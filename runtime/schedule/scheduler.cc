@@ -52,9 +52,9 @@ Status Scheduler::AddRequest(RequestSpec spec) {
   request.spec = std::move(spec);
   request.arrival = next_arrival_++;
   // Without sampling there is nothing that n choices could differ in.
-  const int32_t choices = request.spec.max_tokens == 0 ? 1 : request.spec.n;
-  Sequence* leader = NewSequence(request, 0, choices);
-  leader->next_scored = request.spec.prompt_logprobs ? std::min(1, leader->prompt_size) : leader->prompt_size;
+  if (request.spec.max_tokens == 0) request.spec.n = 1;
+  Sequence* leader = NewSequence(request, 0, request.spec.n);
+  if (request.spec.prompt_logprobs) leader->next_scored = 1;
   waiting_.insert(leader);
   return Status::Ok();
 }

@@ -34,7 +34,7 @@ struct RequestSpec {
   int64_t id = 0;                    // unique among the live requests
   std::vector<int32_t> prompt;       // at least one token
   int32_t n = 1;                     // choices
-  int32_t max_tokens = 16;           // of each choice; 0: the prompt is only computed (scored)
+  int32_t max_tokens = 16;           // of each choice; 0: the prompt is only computed (scored), once whatever n is
   bool prompt_logprobs = false;      // logits rows for every prompt token; the prefix cache is then not used for them
   uint64_t cache_salt = 0;           // requests share cached prefixes only under the same salt
 };

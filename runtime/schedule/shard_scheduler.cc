@@ -163,9 +163,8 @@ std::vector<BlockCopy> ShardScheduler::TakeCopies() {
 void ShardScheduler::Advance(Sequence* sequence, int32_t added) {
   sequence->computed += added;
   LM_CHECK(sequence->remaining() >= 0);
-  if (sequence->next_scored < sequence->prompt_size) {
-    sequence->next_scored = std::min(sequence->computed + 1, sequence->prompt_size);
-  }
+  // Scored stays scored when a preempted prompt is computed again.
+  sequence->next_scored = std::max(sequence->next_scored, std::min(sequence->computed + 1, sequence->prompt_size));
   Register(sequence);
   while (static_cast<int64_t>(sequence->blocks.size()) > BlocksFor(sequence->tokens.size())) {
     pool_.Release(sequence->blocks.back());
