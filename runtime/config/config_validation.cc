@@ -79,9 +79,8 @@ void CheckLatentAttention(const ModelConfig& c, Checker& check) {
 void CheckLlamaAttention(const ModelConfig& c, Checker& check) {
   check.Size("head_dim", c.head_dim);
   check.Size("num_key_value_heads", c.num_key_value_heads, 1, 1 << 16);
-  check.Require(c.num_key_value_heads < 1 || c.num_attention_heads % c.num_key_value_heads == 0,
-                "num_key_value_heads", c.num_key_value_heads,
-                fmt::format("must divide num_attention_heads ({})", c.num_attention_heads));
+  check.Require(c.num_key_value_heads < 1 || c.num_attention_heads % c.num_key_value_heads == 0, "num_key_value_heads",
+                c.num_key_value_heads, fmt::format("must divide num_attention_heads ({})", c.num_attention_heads));
 }
 
 void CheckGroups(const ModelConfig& c, Checker& check) {

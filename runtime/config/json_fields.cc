@@ -1,7 +1,6 @@
 #include "runtime/config/json_fields.h"
 
 #include <boost/json.hpp>
-
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -13,7 +12,7 @@ namespace latentmesh {
 namespace json = boost::json;
 
 struct JsonFields::Node {
-  std::shared_ptr<const json::value> document;   // keeps `object` alive
+  std::shared_ptr<const json::value> document;  // keeps `object` alive
   const json::object* object;
   const json::value* Find(const std::string& name) const { return object->if_contains(name); }
 };
@@ -41,7 +40,10 @@ std::optional<int64_t> ToInteger(const json::value& value) {
 
 JsonFields::JsonFields(std::shared_ptr<const Node> node, std::string file_name, std::string prefix,
                        std::shared_ptr<Status> status)
-    : node_(std::move(node)), file_name_(std::move(file_name)), prefix_(std::move(prefix)), status_(std::move(status)) {}
+    : node_(std::move(node)),
+      file_name_(std::move(file_name)),
+      prefix_(std::move(prefix)),
+      status_(std::move(status)) {}
 
 Result<JsonFields> JsonFields::Parse(const std::string& text, const std::string& file_name) {
   boost::system::error_code error;
@@ -155,7 +157,8 @@ std::vector<std::string> JsonFields::ObjectNames() const {
 
 Result<std::string> ReadModelFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) return InvalidModel(path + ": cannot be opened (" + std::strerror(errno) + "); is the model folder right?");
+  if (!file)
+    return InvalidModel(path + ": cannot be opened (" + std::strerror(errno) + "); is the model folder right?");
   std::ostringstream text;
   text << file.rdbuf();
   // A directory opens but does not read.

@@ -42,13 +42,13 @@ class JsonFields {
   const std::string& file_name() const { return file_name_; }
 
  private:
-  struct Node;                                   // hides Boost.JSON
+  struct Node;  // hides Boost.JSON
   JsonFields(std::shared_ptr<const Node> node, std::string file_name, std::string prefix,
              std::shared_ptr<Status> status);
 
   std::shared_ptr<const Node> node_;
   std::string file_name_;
-  std::string prefix_;                           // "quantization_config." in a nested object
+  std::string prefix_;  // "quantization_config." in a nested object
   std::shared_ptr<Status> status_;
 };
 

@@ -66,8 +66,8 @@ const Defaults& DefaultsOf(Architecture architecture) {
 }
 
 Status Unsupported(const JsonFields& fields, const std::string& field, const std::string& name) {
-  return InvalidModel(fmt::format("{}: field '{}' is '{}', which is not supported{}; {}", fields.file_name(), field, name,
-                                  WhyRefused(name), kSupported));
+  return InvalidModel(fmt::format("{}: field '{}' is '{}', which is not supported{}; {}", fields.file_name(), field,
+                                  name, WhyRefused(name), kSupported));
 }
 
 const ArchitectureName* FindByClass(const std::string& name) {
@@ -150,15 +150,22 @@ void ReadLatentAttention(JsonFields& fields, ModelConfig& config) {
 
 void ReadRouting(JsonFields& fields, const Defaults& defaults, ModelConfig& config) {
   const std::string method = fields.String("topk_method", defaults.topk_method);
-  if (method == "greedy") config.topk_method = TopkMethod::kGreedy;
-  else if (method == "group_limited_greedy") config.topk_method = TopkMethod::kGroupLimitedGreedy;
-  else if (method == "noaux_tc") config.topk_method = TopkMethod::kNoAuxTc;
-  else fields.Fail("topk_method", "is '" + method + "'; supported are greedy, group_limited_greedy and noaux_tc");
+  if (method == "greedy")
+    config.topk_method = TopkMethod::kGreedy;
+  else if (method == "group_limited_greedy")
+    config.topk_method = TopkMethod::kGroupLimitedGreedy;
+  else if (method == "noaux_tc")
+    config.topk_method = TopkMethod::kNoAuxTc;
+  else
+    fields.Fail("topk_method", "is '" + method + "'; supported are greedy, group_limited_greedy and noaux_tc");
 
   const std::string scoring = fields.String("scoring_func", defaults.scoring_func);
-  if (scoring == "softmax") config.scoring_func = ScoringFunc::kSoftmax;
-  else if (scoring == "sigmoid") config.scoring_func = ScoringFunc::kSigmoid;
-  else fields.Fail("scoring_func", "is '" + scoring + "'; supported are softmax and sigmoid");
+  if (scoring == "softmax")
+    config.scoring_func = ScoringFunc::kSoftmax;
+  else if (scoring == "sigmoid")
+    config.scoring_func = ScoringFunc::kSigmoid;
+  else
+    fields.Fail("scoring_func", "is '" + scoring + "'; supported are softmax and sigmoid");
 
   // null means that groups are not used
   config.n_group = fields.Contains("n_group") ? fields.Int("n_group", 1) : defaults.n_group;
@@ -177,8 +184,10 @@ void ReadExperts(JsonFields& fields, const Defaults& defaults, ModelConfig& conf
   config.num_experts_per_tok = fields.Int("num_experts_per_tok", defaults.num_experts_per_tok);
   config.moe_intermediate_size = fields.RequiredInt("moe_intermediate_size");
   config.first_k_dense_replace = fields.Int("first_k_dense_replace", defaults.first_k_dense_replace);
-  if (fields.IsList("moe_layer_freq")) config.moe_layer_pattern = fields.Ints("moe_layer_freq");
-  else config.moe_layer_freq = fields.Int("moe_layer_freq", 1);
+  if (fields.IsList("moe_layer_freq"))
+    config.moe_layer_pattern = fields.Ints("moe_layer_freq");
+  else
+    config.moe_layer_freq = fields.Int("moe_layer_freq", 1);
   ReadRouting(fields, defaults, config);
 }
 
@@ -187,8 +196,9 @@ void ReadLlama(JsonFields& fields, ModelConfig& config) {
   config.num_key_value_heads = fields.Int("num_key_value_heads", config.num_attention_heads);
   const int64_t heads = std::max<int64_t>(1, config.num_attention_heads);
   if (!fields.Has("head_dim") && config.hidden_size % heads != 0) {
-    fields.Fail("num_attention_heads", fmt::format("is {} and does not divide hidden_size ({}), and head_dim is missing",
-                                                   heads, config.hidden_size));
+    fields.Fail(
+        "num_attention_heads",
+        fmt::format("is {} and does not divide hidden_size ({}), and head_dim is missing", heads, config.hidden_size));
   }
   config.head_dim = fields.Int("head_dim", config.hidden_size / heads);
 }
@@ -198,7 +208,8 @@ void ReadBlockSize(JsonFields& fields, QuantizationConfig& quantization) {
   const std::vector<int64_t> block = fields.Ints("weight_block_size");
   const int64_t largest = std::numeric_limits<int>::max();
   if (block.size() != 2 || std::min(block[0], block[1]) < 1 || std::max(block[0], block[1]) > largest) {
-    fields.Fail("weight_block_size", "must be two positive integers, as in [128, 128]; "
+    fields.Fail("weight_block_size",
+                "must be two positive integers, as in [128, 128]; "
                 "FP8 weights with one scale a tensor are not supported");
     return;
   }
@@ -212,8 +223,9 @@ void ReadQuantization(JsonFields& top, QuantizationConfig& quantization) {
   if (!fields) return;
   const std::string method = fields->String("quant_method", "");
   if (method != "fp8") {
-    fields->Fail("quant_method", "is '" + method + "', which is not supported; supported are fp8 (e4m3 with block scales) "
-                 "and unquantised checkpoints");
+    fields->Fail("quant_method", "is '" + method +
+                                     "', which is not supported; supported are fp8 (e4m3 with block scales) "
+                                     "and unquantised checkpoints");
     return;
   }
   quantization.fp8 = true;
@@ -222,8 +234,10 @@ void ReadQuantization(JsonFields& top, QuantizationConfig& quantization) {
   const std::string scheme = fields->String("activation_scheme", "dynamic");
   if (scheme != "dynamic") fields->Fail("activation_scheme", "is '" + scheme + "'; supported is dynamic");
   const std::string scale_format = fields->String("scale_fmt", "float");
-  if (scale_format == "ue8m0") quantization.ue8m0 = true;
-  else if (scale_format != "float") fields->Fail("scale_fmt", "is '" + scale_format + "'; supported is ue8m0");
+  if (scale_format == "ue8m0")
+    quantization.ue8m0 = true;
+  else if (scale_format != "float")
+    fields->Fail("scale_fmt", "is '" + scale_format + "'; supported is ue8m0");
   ReadBlockSize(*fields, quantization);
   quantization.modules_to_not_convert = fields->Strings("modules_to_not_convert");
   for (std::string& layer : fields->Strings("ignored_layers")) {
@@ -232,8 +246,10 @@ void ReadQuantization(JsonFields& top, QuantizationConfig& quantization) {
 }
 
 void ReadTokens(JsonFields& fields, const Defaults& defaults, ModelConfig& config) {
-  if (!fields.Contains("bos_token_id")) config.bos_token_id = std::min(defaults.bos, config.vocab_size - 1);
-  else config.bos_token_id = fields.Int("bos_token_id", -1);
+  if (!fields.Contains("bos_token_id"))
+    config.bos_token_id = std::min(defaults.bos, config.vocab_size - 1);
+  else
+    config.bos_token_id = fields.Int("bos_token_id", -1);
   config.eos_token_ids = fields.Ints("eos_token_id");
   if (!fields.Contains("eos_token_id") && defaults.eos < config.vocab_size) config.eos_token_ids = {defaults.eos};
 }
@@ -252,7 +268,8 @@ void ReadCommon(JsonFields& fields, const Defaults& defaults, ModelConfig& confi
   config.torch_dtype = fields.String("torch_dtype", fields.String("dtype", ""));
   config.num_nextn_predict_layers = fields.Int("num_nextn_predict_layers", 0);
   const std::string activation = fields.String("hidden_act", "silu");
-  if (activation != "silu") fields.Fail("hidden_act", "is '" + activation + "', which is not supported; supported is silu");
+  if (activation != "silu")
+    fields.Fail("hidden_act", "is '" + activation + "', which is not supported; supported is silu");
   ReadTokens(fields, defaults, config);
 }
 

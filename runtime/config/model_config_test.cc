@@ -15,8 +15,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(ModelConfigTest, EveryGoldenConfigIsAccepted) {
-  for (const char* name : {"v3-tiny", "v3-tiny-yarn", "v3-tiny-fp8", "v2-tiny", "v2-lite-tiny", "llama-mha", "llama-gqa",
-                           "llama-mqa"}) {
+  for (const char* name :
+       {"v3-tiny", "v3-tiny-yarn", "v3-tiny-fp8", "v2-tiny", "v2-lite-tiny", "llama-mha", "llama-gqa", "llama-mqa"}) {
     Result<ModelConfig> config = LoadModelConfig(std::string("tests/golden/") + name);
     ASSERT_TRUE(config.ok()) << config.status().message();
     EXPECT_EQ(config->vocab_size, 512);
@@ -37,7 +37,7 @@ TEST(ModelConfigTest, DemoModel) {
   EXPECT_EQ(config->cache_rope(), 32);
   EXPECT_FALSE(config->is_moe_layer(0));
   EXPECT_TRUE(config->is_moe_layer(1));
-  EXPECT_TRUE(config->is_moe_layer(5));   // the MTP layer
+  EXPECT_TRUE(config->is_moe_layer(5));  // the MTP layer
 }
 
 TEST(ModelConfigTest, DeepseekV3AsPublished) {
@@ -63,7 +63,7 @@ TEST(ModelConfigTest, DeepseekV3AsPublished) {
   EXPECT_EQ(c.rope_scaling.original_max_position_embeddings, 4096);
   EXPECT_FALSE(c.is_moe_layer(2));
   EXPECT_TRUE(c.is_moe_layer(3));
-  EXPECT_EQ((c.cache_latent() + c.cache_rope()) * 2 * c.num_hidden_layers, 70272);   // FACTS: bytes a token in bf16
+  EXPECT_EQ((c.cache_latent() + c.cache_rope()) * 2 * c.num_hidden_layers, 70272);  // FACTS: bytes a token in bf16
 }
 
 TEST(ModelConfigTest, DeepseekV2LiteAsPublished) {
@@ -113,8 +113,8 @@ TEST(ModelConfigTest, FieldsLeftOutTakeTheDefaultsOfHuggingFace) {
   EXPECT_EQ(v3.bos_token_id, 0);
   EXPECT_THAT(v3.eos_token_ids, ElementsAre(1));
 
-  const ModelConfig v2 = ParseOrDie(Edited(kMinimalV3, {{"architectures", "[\"DeepseekV2ForCausalLM\"]"},
-                                                        {"num_experts_per_tok", "6"}}));
+  const ModelConfig v2 =
+      ParseOrDie(Edited(kMinimalV3, {{"architectures", "[\"DeepseekV2ForCausalLM\"]"}, {"num_experts_per_tok", "6"}}));
   EXPECT_EQ(v2.topk_method, TopkMethod::kGreedy);
   EXPECT_EQ(v2.scoring_func, ScoringFunc::kSoftmax);
   EXPECT_FALSE(v2.norm_topk_prob);
@@ -136,9 +136,12 @@ TEST(ModelConfigTest, FieldsLeftOutTakeTheDefaultsOfHuggingFace) {
 }
 
 TEST(ModelConfigTest, OtherSpellings) {
-  const ModelConfig c = ParseOrDie(Edited(
-      kDeepseekV3, {{"hidden_size", "7.168e3"}, {"eos_token_id", "[1, 128001]"}, {"torch_dtype", "null"}, {"dtype", "\"float16\""},
-                    {"rope_interleave", "false"}, {"n_group", "8.0"}}));
+  const ModelConfig c = ParseOrDie(Edited(kDeepseekV3, {{"hidden_size", "7.168e3"},
+                                                        {"eos_token_id", "[1, 128001]"},
+                                                        {"torch_dtype", "null"},
+                                                        {"dtype", "\"float16\""},
+                                                        {"rope_interleave", "false"},
+                                                        {"n_group", "8.0"}}));
   EXPECT_EQ(c.hidden_size, 7168);
   EXPECT_THAT(c.eos_token_ids, ElementsAre(1, 128001));
   EXPECT_EQ(c.torch_dtype, "float16");
@@ -158,8 +161,8 @@ TEST(ModelConfigTest, MoeLayers) {
   EXPECT_FALSE(every_second.is_moe_layer(2));
   EXPECT_FALSE(every_second.is_moe_layer(3));
   EXPECT_TRUE(every_second.is_moe_layer(4));
-  const ModelConfig listed =
-      ParseOrDie(Edited(kDeepseekV3, {{"moe_layer_freq", "[0, 1, 0, 1]"}, {"num_hidden_layers", "4"}, {"first_k_dense_replace", "0"}}));
+  const ModelConfig listed = ParseOrDie(Edited(
+      kDeepseekV3, {{"moe_layer_freq", "[0, 1, 0, 1]"}, {"num_hidden_layers", "4"}, {"first_k_dense_replace", "0"}}));
   EXPECT_FALSE(listed.is_moe_layer(0));
   EXPECT_TRUE(listed.is_moe_layer(1));
   EXPECT_FALSE(listed.is_moe_layer(2));
@@ -169,7 +172,8 @@ TEST(ModelConfigTest, MoeLayers) {
 }
 
 TEST(ModelConfigTest, Quantization) {
-  const ModelConfig c = ParseOrDie(Edited(kDeepseekV3, {{"quantization_config", R"({"quant_method": "fp8", "fmt": "e4m3",
+  const ModelConfig c =
+      ParseOrDie(Edited(kDeepseekV3, {{"quantization_config", R"({"quant_method": "fp8", "fmt": "e4m3",
       "scale_fmt": "ue8m0", "weight_block_size": [64, 32], "modules_to_not_convert": ["lm_head"]})"}}));
   EXPECT_TRUE(c.quantization.fp8);
   EXPECT_TRUE(c.quantization.ue8m0);
@@ -180,8 +184,8 @@ TEST(ModelConfigTest, Quantization) {
 }
 
 TEST(ModelConfigTest, RefusedArchitecturesAreNamedWithTheSupportedOnes) {
-  for (const char* name : {"DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "DeepseekV4ForCausalLM", "DeepseekForCausalLM",
-                           "MixtralForCausalLM"}) {
+  for (const char* name : {"DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "DeepseekV4ForCausalLM",
+                           "DeepseekForCausalLM", "MixtralForCausalLM"}) {
     const std::string message = Refusal(Edited(kDeepseekV3, {{"architectures", std::string("[\"") + name + "\"]"}}));
     EXPECT_THAT(message, HasSubstr(name));
     EXPECT_THAT(message, HasSubstr("DeepseekV3ForCausalLM"));
@@ -222,22 +226,23 @@ TEST_P(BadFieldTest, IsNamed) {
 
 INSTANTIATE_TEST_SUITE_P(
     Fields, BadFieldTest,
-    ::testing::Values(BadField{"hidden_size", "0"}, BadField{"hidden_size", "-1"}, BadField{"hidden_size", "7.5"},
-                      BadField{"hidden_size", "1e300"}, BadField{"hidden_size", "\"7168\""}, BadField{"hidden_size", "null"},
-                      BadField{"vocab_size", "null"}, BadField{"num_hidden_layers", "0"}, BadField{"num_attention_heads", "0"},
-                      BadField{"kv_lora_rank", "null"}, BadField{"v_head_dim", "0"}, BadField{"qk_rope_head_dim", "63"},
-                      BadField{"n_group", "7"}, BadField{"n_group", "0"}, BadField{"n_group", "256"},
-                      BadField{"topk_group", "9"}, BadField{"topk_group", "0"}, BadField{"num_experts_per_tok", "129"},
-                      BadField{"num_experts_per_tok", "0"}, BadField{"moe_layer_freq", "0"},
-                      BadField{"moe_layer_freq", "[1, 0]"}, BadField{"norm_topk_prob", "1"}, BadField{"rope_theta", "0"},
-                      BadField{"rms_norm_eps", "-1"}, BadField{"rope_scaling", "[]"}, BadField{"max_position_embeddings", "0"},
-                      BadField{"bos_token_id", "129280"}, BadField{"eos_token_id", "[1, \"a\"]"},
-                      BadField{"quantization_config", R"({"quant_method": "fp8", "weight_block_size": null})"},
-                      BadField{"quantization_config", R"({"quant_method": "fp8", "weight_block_size": [128, 0]})"},
-                      BadField{"quantization_config", R"({"quant_method": "fp8", "fmt": "e5m2"})"},
-                      BadField{"routed_scaling_factor", "0"}, BadField{"partial_rotary_factor", "0.5"},
-                      BadField{"rope_scaling", R"({"type": "yarn", "factor": 0.5, "original_max_position_embeddings": 4096})"},
-                      BadField{"rope_scaling", R"({"factor": 4})"}, BadField{"attention_bias", "\"no\""}));
+    ::testing::Values(
+        BadField{"hidden_size", "0"}, BadField{"hidden_size", "-1"}, BadField{"hidden_size", "7.5"},
+        BadField{"hidden_size", "1e300"}, BadField{"hidden_size", "\"7168\""}, BadField{"hidden_size", "null"},
+        BadField{"vocab_size", "null"}, BadField{"num_hidden_layers", "0"}, BadField{"num_attention_heads", "0"},
+        BadField{"kv_lora_rank", "null"}, BadField{"v_head_dim", "0"}, BadField{"qk_rope_head_dim", "63"},
+        BadField{"n_group", "7"}, BadField{"n_group", "0"}, BadField{"n_group", "256"}, BadField{"topk_group", "9"},
+        BadField{"topk_group", "0"}, BadField{"num_experts_per_tok", "129"}, BadField{"num_experts_per_tok", "0"},
+        BadField{"moe_layer_freq", "0"}, BadField{"moe_layer_freq", "[1, 0]"}, BadField{"norm_topk_prob", "1"},
+        BadField{"rope_theta", "0"}, BadField{"rms_norm_eps", "-1"}, BadField{"rope_scaling", "[]"},
+        BadField{"max_position_embeddings", "0"}, BadField{"bos_token_id", "129280"},
+        BadField{"eos_token_id", "[1, \"a\"]"},
+        BadField{"quantization_config", R"({"quant_method": "fp8", "weight_block_size": null})"},
+        BadField{"quantization_config", R"({"quant_method": "fp8", "weight_block_size": [128, 0]})"},
+        BadField{"quantization_config", R"({"quant_method": "fp8", "fmt": "e5m2"})"},
+        BadField{"routed_scaling_factor", "0"}, BadField{"partial_rotary_factor", "0.5"},
+        BadField{"rope_scaling", R"({"type": "yarn", "factor": 0.5, "original_max_position_embeddings": 4096})"},
+        BadField{"rope_scaling", R"({"factor": 4})"}, BadField{"attention_bias", "\"no\""}));
 
 TEST(ModelConfigTest, LlamaHeads) {
   EXPECT_THAT(Refusal(Edited(kMinimalLlama, {{"num_key_value_heads", "3"}})), HasSubstr("num_key_value_heads"));
@@ -248,7 +253,8 @@ TEST(ModelConfigTest, DamagedFiles) {
   for (const char* text : {"", "{", "[]", "null", "{\"architectures\": }", "\xff\xfe", "{\"a\":1}x"}) {
     EXPECT_THAT(Refusal(text), HasSubstr("config.json")) << text;
   }
-  EXPECT_THAT(LoadModelConfig("tests/golden/nowhere").status().message(), HasSubstr("tests/golden/nowhere/config.json"));
+  EXPECT_THAT(LoadModelConfig("tests/golden/nowhere").status().message(),
+              HasSubstr("tests/golden/nowhere/config.json"));
   EXPECT_EQ(LoadModelConfig("tests/golden/nowhere").status().code(), StatusCode::kInvalidModel);
 }
 

@@ -24,7 +24,7 @@ std::pair<double, double> CorrectionRange(const ModelConfig& config) {
   }
   low = std::max(low, 0.0);
   high = std::min(high, static_cast<double>(config.rope_dim() - 1));
-  if (low == high) high += 0.001;   // a step instead of a division by zero
+  if (low == high) high += 0.001;  // a step instead of a division by zero
   return {low, high};
 }
 

@@ -25,21 +25,23 @@ TEST(RopeTest, YarnBlendOfDeepseekV3) {
 }
 
 TEST(RopeTest, EqualBetasMakeAStep) {
-  const std::vector<double> f = InverseFrequencies(ParseOrDie(kKimiK2));   // beta_fast = beta_slow = 1: 19.16 -> 19, 20
+  const std::vector<double> f = InverseFrequencies(ParseOrDie(kKimiK2));  // beta_fast = beta_slow = 1: 19.16 -> 19, 20
   auto plain = [](int i) { return std::pow(50000.0, -i / 32.0); };
   EXPECT_NEAR(f[19], plain(19), 1e-12 * plain(19));
   EXPECT_NEAR(f[20], plain(20) / 32, 1e-12 * plain(20));
 }
 
 TEST(RopeTest, SoftmaxScale) {
-  const double mscale = 0.1 * std::log(40.0) + 1;   // 1.3689
+  const double mscale = 0.1 * std::log(40.0) + 1;  // 1.3689
   EXPECT_NEAR(ParseOrDie(kDeepseekV3).softmax_scale(), mscale * mscale / std::sqrt(192.0), 1e-15);
-  EXPECT_NEAR(ParseOrDie(kDeepseekV3).softmax_scale(), 0.1352337788608801, 1e-12);   // a constant found in other systems
+  EXPECT_NEAR(ParseOrDie(kDeepseekV3).softmax_scale(), 0.1352337788608801, 1e-12);  // a constant found in other systems
   const double lite = 0.0707 * std::log(40.0) + 1;
   EXPECT_NEAR(ParseOrDie(kDeepseekV2Lite).softmax_scale(), lite * lite / std::sqrt(192.0), 1e-15);
   EXPECT_NEAR(ParseOrDie(kMoonlight).softmax_scale(), 1 / std::sqrt(192.0), 1e-15);
-  const std::string no_all_dim = R"({"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1})";
-  EXPECT_NEAR(ParseOrDie(Edited(kDeepseekV3, {{"rope_scaling", no_all_dim}})).softmax_scale(), 1 / std::sqrt(192.0), 1e-15);
+  const std::string no_all_dim =
+      R"({"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1})";
+  EXPECT_NEAR(ParseOrDie(Edited(kDeepseekV3, {{"rope_scaling", no_all_dim}})).softmax_scale(), 1 / std::sqrt(192.0),
+              1e-15);
 }
 
 double Factor(const char* base, const std::string& scaling) {
@@ -51,9 +53,11 @@ TEST(RopeTest, CosSinFactorFollowsHuggingFace) {
   const std::string start = R"({"type": "yarn", "factor": 40, "original_max_position_embeddings": 64)";
   EXPECT_EQ(Factor(kDeepseekV3, "null"), 1.0);
   EXPECT_NEAR(Factor(kDeepseekV3, start + R"(, "mscale": 1, "mscale_all_dim": 1})"), 1.0, 1e-15);
-  EXPECT_NEAR(Factor(kDeepseekV3, start + R"(, "mscale": 1, "mscale_all_dim": 0.8})"), full / (0.08 * std::log(40.0) + 1), 1e-15);
+  EXPECT_NEAR(Factor(kDeepseekV3, start + R"(, "mscale": 1, "mscale_all_dim": 0.8})"),
+              full / (0.08 * std::log(40.0) + 1), 1e-15);
   EXPECT_NEAR(Factor(kDeepseekV3, start + "}"), full, 1e-15);
-  EXPECT_NEAR(Factor(kDeepseekV3, start + R"(, "mscale_all_dim": 1})"), full, 1e-15);   // one of them alone does not count
+  EXPECT_NEAR(Factor(kDeepseekV3, start + R"(, "mscale_all_dim": 1})"), full,
+              1e-15);  // one of them alone does not count
   EXPECT_NEAR(Factor(kMinimalLlama, start + "}"), full, 1e-15);
   EXPECT_NEAR(Factor(kMinimalLlama, start + R"(, "attention_factor": 1.5})"), 1.5, 0);
   EXPECT_EQ(ParseOrDie(Edited(kMinimalLlama, {{"rope_scaling", start + "}"}})).softmax_scale(), 0.25);
@@ -61,25 +65,29 @@ TEST(RopeTest, CosSinFactorFollowsHuggingFace) {
 
 TEST(RopeTest, SpellingsOfTheSameScaling) {
   const std::vector<double> published = InverseFrequencies(ParseOrDie(kDeepseekV3));
-  const std::string body = R"("factor": 40.0, "original_max_position_embeddings": 4096.0, "mscale": 1, "mscale_all_dim": 1)";
-  EXPECT_EQ(InverseFrequencies(ParseOrDie(Edited(kDeepseekV3, {{"rope_scaling", R"({"rope_type": "yarn", )" + body + "}"}}))),
-            published);
+  const std::string body =
+      R"("factor": 40.0, "original_max_position_embeddings": 4096.0, "mscale": 1, "mscale_all_dim": 1)";
+  EXPECT_EQ(
+      InverseFrequencies(ParseOrDie(Edited(kDeepseekV3, {{"rope_scaling", R"({"rope_type": "yarn", )" + body + "}"}}))),
+      published);
   const ModelConfig newer = ParseOrDie(
-      Edited(kDeepseekV3, {{"rope_scaling", "null"}, {"rope_theta", "null"},
+      Edited(kDeepseekV3, {{"rope_scaling", "null"},
+                           {"rope_theta", "null"},
                            {"rope_parameters", R"({"rope_theta": 10000.0, "rope_type": "yarn", )" + body + "}"}}));
   EXPECT_EQ(InverseFrequencies(newer), published);
   // without "factor" it follows from the two lengths: 163840 / 4096
   EXPECT_EQ(InverseFrequencies(ParseOrDie(Edited(
                 kDeepseekV3, {{"rope_scaling", R"({"type": "yarn", "original_max_position_embeddings": 4096})"}}))),
             published);
-  const ModelConfig unscaled =
-      ParseOrDie(Edited(kMoonlight, {{"rope_theta", "null"}, {"rope_parameters", R"({"rope_theta": 7e5, "rope_type": "default"})"}}));
+  const ModelConfig unscaled = ParseOrDie(Edited(
+      kMoonlight, {{"rope_theta", "null"}, {"rope_parameters", R"({"rope_theta": 7e5, "rope_type": "default"})"}}));
   EXPECT_EQ(unscaled.rope_theta, 700000);
   EXPECT_FALSE(unscaled.rope_scaling.yarn);
 }
 
 TEST(RopeTest, TableHoldsCosinesThenSines) {
-  const ModelConfig config = ParseOrDie(Edited(kDeepseekV3, {{"qk_rope_head_dim", "6"}, {"rope_scaling", R"({"type": "yarn",
+  const ModelConfig config =
+      ParseOrDie(Edited(kDeepseekV3, {{"qk_rope_head_dim", "6"}, {"rope_scaling", R"({"type": "yarn",
       "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1, "mscale_all_dim": 0.5})"}}));
   const std::vector<double> f = InverseFrequencies(config);
   const double factor = CosSinFactor(config.rope_scaling);
