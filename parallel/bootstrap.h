@@ -17,6 +17,7 @@ namespace latentmesh {
 struct JobOptions {
   std::chrono::milliseconds step_timeout{300'000};   // the longest any one wait inside a step may take
   std::chrono::milliseconds idle_timeout{30'000};    // the longest silence (no plan, no heartbeat) from the scheduler rank
+  bool share_gpu = false;                            // several ranks may use one GPU (correctness tests; slow)
 };
 
 class Job {
@@ -31,7 +32,7 @@ class Job {
   virtual int local_rank() const = 0;                // among the ranks on this host
   virtual int local_size() const = 0;
   virtual std::string transport() const = 0;         // "single process", "Open MPI v4.1.4"
-  virtual void SetOptions(const JobOptions& options) = 0;
+  virtual void SetOptions(const JobOptions& options) = 0;  // before CreateCommunicators, the same on all ranks
   virtual ControlChannel& control() = 0;
   // Collective over all ranks; creates the groups of the mesh in one order on all ranks. For a CUDA device the data
   // groups are NCCL communicators (kUnavailable when NCCL is not built in).

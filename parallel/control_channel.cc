@@ -30,11 +30,6 @@ ControlChannelBase::ControlChannelBase(CallSite site, ControlTimeouts timeouts)
   std::reverse(children_.begin(), children_.end());     // the deepest subtree first
 }
 
-std::string ControlChannelBase::DescribeRank(int rank) const {
-  std::string host = HostOf(rank);
-  return "rank " + std::to_string(rank) + (host.empty() ? "" : " on " + host);
-}
-
 std::string ControlChannelBase::Get(const char* call, Tag& tag, int from, std::chrono::milliseconds timeout) {
   std::string message;
   Backoff backoff(timeout);

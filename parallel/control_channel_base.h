@@ -34,7 +34,6 @@ class ControlChannelBase : public ControlChannel {
   void Send(const std::string& message, int to) override;
   std::string Recv(int from) override;
   void Barrier() override;
-  std::string DescribeRank(int rank) const override;
 
  protected:
   enum class Tag : int { kPlan = 1, kHeartbeat, kAlive, kGather, kPoint, kBarrier };
@@ -45,7 +44,6 @@ class ControlChannelBase : public ControlChannel {
   virtual void Post(Tag tag, int to, std::string_view message) = 0;          // copies; may be delivered later
   virtual bool TryGet(Tag& tag, int from, std::string& message) = 0;         // asks kPlan: may answer kHeartbeat
   virtual void Flush(const char* call) = 0;                                  // waits until all posts have left
-  virtual std::string HostOf(int) const { return {}; }
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -1,0 +1,32 @@
+// The NCCL communicator of GPU ranks: device memory, ordered on the CUDA stream of each call, which returns at once.
+// Calls may be captured into a CUDA graph after each has run once outside of one (NCCL connects at first use).
+//
+// A thread watches all communicators: an asynchronous error, or work that has not ended by the deadline, aborts them, so
+// that a host waiting for the stream comes free, and the next call throws Error. If the host makes no further call, the
+// watcher prints the error and ends the process. Work replayed from graphs is not seen by the deadline: bound it with a
+// Watchdog. CreateNccl... answer kUnavailable where NCCL is not built in.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/status.h"
+#include "parallel/call_site.h"
+#include "parallel/communicator.h"
+
+namespace latentmesh {
+
+// What ncclGetUniqueId gives the first rank, to be handed to all ranks of the group.
+struct NcclGroupId {
+  std::array<char, 128> bytes{};
+};
+
+std::string NcclVersion();                   // "NCCL 2.28.9", or "" where not built in
+Status CreateNcclGroupId(NcclGroupId* id);
+// Collective over the group; uses the current CUDA device. `peers` names its ranks in errors.
+Result<std::unique_ptr<Communicator>> CreateNcclCommunicator(CallSite site, const NcclGroupId& id,
+                                                             std::vector<std::string> peers);
+
+}  // namespace latentmesh
