@@ -1,0 +1,126 @@
+// Rows by index: permutation, weighted combination, block copies. A block of threads takes one row (or a part of one).
+#include "kernels/cuda/cuda_util.h"
+#include "kernels/cuda/device_math.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace latentmesh::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Rows are moved as bytes in units U; strides and lengths are counted in units.
+template <typename U>
+__global__ void GatherRowsKernel(const U* x, int64_t x_stride, const int32_t* index, int32_t divisor, int64_t units, U* out,
+                                 int64_t out_stride) {
+  const int64_t row = blockIdx.x;
+  const int32_t from = index[row];
+  U* to = out + row * out_stride;
+  if (from < 0) {
+    for (int64_t i = threadIdx.x; i < units; i += blockDim.x) to[i] = U{};
+    return;
+  }
+  const U* source = x + static_cast<int64_t>(from / divisor) * x_stride;
+  for (int64_t i = threadIdx.x; i < units; i += blockDim.x) to[i] = source[i];
+}
+
+template <typename U>
+void LaunchGather(const GatherRowsParams& p, cudaStream_t stream) {
+  const int64_t size = static_cast<int64_t>(DTypeSize(p.x.dtype)), unit = sizeof(U);
+  const int64_t units = p.x.cols() * size / unit;
+  const int threads = static_cast<int>(std::min<int64_t>(kThreads, CeilDiv(units, 32) * 32));
+  GatherRowsKernel<U><<<static_cast<unsigned>(p.count), threads, 0, stream>>>(
+      p.x.as<U>(), p.x.row_stride * size / unit, p.index, p.divisor, units, p.out.as<U>(), p.out.row_stride * size / unit);
+}
+
+bool RowsInUnits(const TensorView& t, int64_t unit) {
+  const int64_t size = static_cast<int64_t>(DTypeSize(t.dtype));
+  return IsAligned(t.data, unit) && t.row_stride * size % unit == 0 && t.cols() * size % unit == 0;
+}
+
+template <typename A, typename B, int V>
+__global__ void CombineRowsKernel(const A* x, int64_t x_stride, const int32_t* index, const float* weights, int k, int64_t cols,
+                                  B* out, int64_t out_stride, bool accumulate) {
+  const int64_t t = blockIdx.y;
+  const int64_t col = (blockIdx.x * int64_t{kThreads} + threadIdx.x) * V;
+  if (col >= cols) return;
+  B* place = out + t * out_stride + col;
+  float sum[V] = {};
+  if (accumulate) {
+    const Pack<B, V> old = LoadPack<B, V>(place);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum[i] = ToFloat(old.v[i]);
+  }
+#pragma unroll 4
+  for (int j = 0; j < k; ++j) {
+    const int32_t row = index[t * k + j];
+    if (row < 0) continue;
+    const float weight = weights[t * k + j];
+    const Pack<A, V> from = LoadPack<A, V>(x + row * x_stride + col);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum[i] += weight * ToFloat(from.v[i]);
+  }
+  Pack<B, V> to;
+#pragma unroll
+  for (int i = 0; i < V; ++i) to.v[i] = FromFloat<B>(sum[i]);
+  StorePack<B, V>(place, to);
+}
+
+template <typename A, typename B, int V>
+void LaunchCombine(const CombineRowsParams& p, cudaStream_t stream) {
+  constexpr int64_t kMaxGridY = 32768;
+  const int64_t tokens = p.out.rows(), cols = p.out.cols();
+  for (int64_t begin = 0; begin < tokens; begin += kMaxGridY) {
+    const dim3 grid(static_cast<unsigned>(CeilDiv(cols, kThreads * V)), static_cast<unsigned>(std::min(kMaxGridY, tokens - begin)));
+    CombineRowsKernel<A, B, V><<<grid, kThreads, 0, stream>>>(p.x.as<A>(), p.x.row_stride, p.index + begin * p.k,
+                                                              p.weights + begin * p.k, p.k, cols,
+                                                              p.out.as<B>() + begin * p.out.row_stride, p.out.row_stride, p.accumulate);
+  }
+}
+
+__global__ void CopyBlocksKernel(uint32_t* cache, int64_t words, const int32_t* pairs) {
+  const uint32_t* from = cache + pairs[2 * blockIdx.y] * words;
+  uint32_t* to = cache + pairs[2 * blockIdx.y + 1] * words;
+  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < words; i += gridDim.x * int64_t{kThreads}) to[i] = from[i];
+}
+
+}  // namespace
+
+void LaunchGatherRows(const GatherRowsParams& p, cudaStream_t stream) {
+  if (RowsInUnits(p.x, 16) && RowsInUnits(p.out, 16)) {
+    LaunchGather<uint4>(p, stream);
+  } else if (RowsInUnits(p.x, 4) && RowsInUnits(p.out, 4)) {
+    LaunchGather<uint32_t>(p, stream);
+  } else if (RowsInUnits(p.x, 2) && RowsInUnits(p.out, 2)) {
+    LaunchGather<uint16_t>(p, stream);
+  } else {
+    LaunchGather<uint8_t>(p, stream);
+  }
+  CheckLaunch("GatherRows");
+}
+
+void LaunchCombineRows(const CombineRowsParams& p, cudaStream_t stream) {
+  DispatchActivation(p.x.dtype, [&](auto a) {
+    DispatchActivation(p.out.dtype, [&](auto b) {
+      using A = typename decltype(a)::type;
+      using B = typename decltype(b)::type;
+      constexpr int kV = 4;
+      const bool wide = RowsInUnits(p.x, kV * sizeof(A)) && RowsInUnits(p.out, kV * sizeof(B));
+      if (wide) {
+        LaunchCombine<A, B, kV>(p, stream);
+      } else {
+        LaunchCombine<A, B, 1>(p, stream);
+      }
+    });
+  });
+  CheckLaunch("CombineRows");
+}
+
+void LaunchCopyBlocks(const CopyBlocksParams& p, cudaStream_t stream) {
+  const int64_t bytes = p.cache.record_bytes() * p.cache.block_size;
+  LM_CHECK_MSG(bytes % 4 == 0, "cache blocks of " + std::to_string(bytes) + " bytes");
+  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(16, CeilDiv(bytes / 4, kThreads))), static_cast<unsigned>(p.count));
+  CopyBlocksKernel<<<grid, kThreads, 0, stream>>>(static_cast<uint32_t*>(p.cache.data), bytes / 4, p.pairs);
+  CheckLaunch("CopyBlocks");
+}
+
+}  // namespace latentmesh::cuda
