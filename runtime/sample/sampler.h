@@ -1,6 +1,7 @@
 // Sampler: one token from one row of logits. Pure function of its inputs: the same row, parameters, history and counter
-// give the same token on every layout. Order of the stages as in vLLM: logit_bias and mask, min_tokens, repetition, frequency and
-// presence penalties, temperature, min_p, top_k, top_p, draw.
+// give the same token on every layout. Order of the stages as in vLLM: logit_bias and mask, min_tokens, repetition,
+// frequency and presence penalties, temperature, min_p, top_k, top_p, draw. Ties go to the smaller id: exactly top_k
+// tokens are kept, and greedy choice (temperature below 1e-5) takes the first of the largest. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,10 @@ struct TokenLogprob {
 
 struct SampledToken {
   int32_t id = 0;
-  float logprob = 0;                   // log-softmax of the raw logits (before penalties and temperature)
-  int32_t rank = 0;                    // 1 = most likely
+  // log-softmax of the raw logits (before penalties and temperature). From Sample: only when params.logprobs is set, else
+  // 0; and NaN, whatever was asked for, when no token could be chosen (all logits NaN or -inf): report it, id is 0 then.
+  float logprob = 0;
+  int32_t rank = 0;                    // 1 = most likely; with logprob
   std::vector<TokenLogprob> top;       // by falling probability, when logprobs were asked for
 };
 
