@@ -1,0 +1,136 @@
+#include "moe/expert_balance.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <queue>
+#include <string>
+#include <utility>
+
+#include "parallel/process_mesh.h"
+
+namespace latentmesh {
+namespace {
+
+Status Bad(const char* field, int64_t value, const std::string& rule) {
+  return InvalidArgument(std::string("expert balance: ") + field + " " + std::to_string(value) + " " + rule);
+}
+
+std::vector<int> SplitCapacity(int sites, int packs) {
+  std::vector<int> capacities(packs);
+  for (int p = 0; p < packs; ++p) capacities[p] = static_cast<int>(SplitRange(sites, packs, p).count);
+  return capacities;
+}
+
+// `experts` (by index into loads) replicated and packed over capacities.size() ranks.
+std::vector<std::vector<int32_t>> ReplicateAndPack(std::span<const double> loads, const std::vector<int32_t>& experts,
+                                                   int sites, int ranks) {
+  std::vector<double> own;
+  for (int32_t e : experts) own.push_back(loads[e]);
+  std::vector<int> copies = ReplicateExperts(own, sites, std::min(ranks, sites));
+  std::vector<PackItem> items;
+  for (size_t i = 0; i < experts.size(); ++i)
+    items.insert(items.end(), copies[i], PackItem{experts[i], own[i] / copies[i]});
+  return PackBalanced(std::move(items), SplitCapacity(sites, ranks));
+}
+
+// Experts of each node: whole groups, evenly many, packed by their loads.
+std::vector<std::vector<int32_t>> PackGroups(std::span<const double> loads, const BalanceShape& shape) {
+  int size = shape.experts / shape.groups;
+  std::vector<PackItem> groups;
+  for (int g = 0; g < shape.groups; ++g)
+    groups.push_back({g, std::accumulate(loads.begin() + g * size, loads.begin() + (g + 1) * size, 0.0)});
+  std::vector<std::vector<int32_t>> nodes;
+  for (const auto& pack : PackBalanced(groups, SplitCapacity(shape.groups, shape.nodes))) {
+    nodes.emplace_back();
+    for (int32_t g : pack)
+      for (int e = g * size; e < (g + 1) * size; ++e) nodes.back().push_back(e);
+  }
+  return nodes;
+}
+
+std::vector<std::vector<int32_t>> BalanceHierarchical(std::span<const double> loads, const BalanceShape& shape) {
+  std::vector<std::vector<int32_t>> table, nodes = PackGroups(loads, shape);
+  for (int n = 0; n < shape.nodes; ++n) {
+    int sites = static_cast<int>(SplitRange(shape.sites, shape.nodes, n).count);
+    for (auto& rank : ReplicateAndPack(loads, nodes[n], sites, shape.ranks / shape.nodes)) table.push_back(std::move(rank));
+  }
+  return table;
+}
+
+std::vector<std::vector<int32_t>> BalanceGlobal(std::span<const double> loads, const BalanceShape& shape) {
+  std::vector<int32_t> experts(shape.experts);
+  std::iota(experts.begin(), experts.end(), 0);
+  return ReplicateAndPack(loads, experts, shape.sites, shape.ranks);
+}
+
+}  // namespace
+
+bool UsesHierarchy(const BalanceShape& s) {
+  return s.nodes > 1 && s.groups >= s.nodes && s.groups % s.nodes == 0 && s.ranks % s.nodes == 0 &&
+         s.experts % s.groups == 0;
+}
+
+Status ValidateBalanceShape(const BalanceShape& s) {
+  if (s.experts < 1) return Bad("experts", s.experts, "must be positive");
+  if (s.ranks < 1) return Bad("ranks", s.ranks, "must be positive");
+  if (s.nodes < 1) return Bad("nodes", s.nodes, "must be positive");
+  if (s.groups < 1) return Bad("groups", s.groups, "must be positive");
+  if (s.sites < s.experts)
+    return Bad("sites", s.sites, "must be at least one for each of the " + std::to_string(s.experts) + " experts");
+  // The smallest node bounds how many different places an expert can have.
+  int64_t ranks = UsesHierarchy(s) ? s.ranks / s.nodes : s.ranks;
+  int64_t most = UsesHierarchy(s) ? s.experts / s.nodes * ranks * s.nodes : s.experts * ranks;
+  if (s.sites > most)
+    return Bad("sites", s.sites, "is more than one copy of every expert on every rank (" + std::to_string(most) + ")");
+  return Status::Ok();
+}
+
+Result<ExpertPlacement> BalanceExperts(std::span<const double> loads, const BalanceShape& shape) {
+  LM_RETURN_IF_ERROR(ValidateBalanceShape(shape));
+  if (static_cast<int>(loads.size()) != shape.experts)
+    return Bad("loads", static_cast<int64_t>(loads.size()), "must be one for each expert");
+  for (size_t e = 0; e < loads.size(); ++e)
+    if (!std::isfinite(loads[e]) || loads[e] < 0)
+      return Bad("load of expert", static_cast<int64_t>(e), "must be finite and not negative");
+  auto table = UsesHierarchy(shape) ? BalanceHierarchical(loads, shape) : BalanceGlobal(loads, shape);
+  LM_ASSIGN_OR_RETURN(ExpertPlacement balanced, ExpertPlacement::FromTable(shape.experts, table));
+  // A heuristic may lose against the plain order where there is nothing to replicate; then the plain order stays.
+  if (shape.sites == shape.experts) {
+    ExpertPlacement plain = ExpertPlacement::Contiguous(shape.experts, shape.ranks);
+    if (MaxOverMean(plain, loads) <= MaxOverMean(balanced, loads)) return plain;
+  }
+  return balanced;
+}
+
+std::vector<double> RankLoads(const ExpertPlacement& placement, std::span<const double> loads) {
+  LM_CHECK(static_cast<int>(loads.size()) == placement.experts());
+  std::vector<double> ranks(placement.ranks(), 0.0);
+  for (int e = 0; e < placement.experts(); ++e)
+    for (const ExpertSite& site : placement.Sites(e)) ranks[site.rank] += loads[e] / placement.Replicas(e);
+  return ranks;
+}
+
+double MaxOverMean(const ExpertPlacement& placement, std::span<const double> loads) {
+  std::vector<double> ranks = RankLoads(placement, loads);
+  double sum = std::accumulate(ranks.begin(), ranks.end(), 0.0);
+  return sum == 0 ? 1.0 : *std::max_element(ranks.begin(), ranks.end()) * static_cast<double>(ranks.size()) / sum;
+}
+
+std::vector<int> ReplicateExperts(std::span<const double> loads, int sites, int most) {
+  int experts = static_cast<int>(loads.size());
+  LM_CHECK(sites >= experts && int64_t{sites} <= int64_t{experts} * most);
+  std::vector<int> copies(experts, 1);
+  using Entry = std::pair<double, int>;          // load of a copy, negative index: equal loads by rising index
+  std::priority_queue<Entry> heap;
+  if (most > 1)
+    for (int e = 0; e < experts; ++e) heap.push({loads[e], -e});
+  for (int extra = experts; extra < sites; ++extra) {
+    int e = -heap.top().second;
+    heap.pop();
+    if (++copies[e] < most) heap.push({loads[e] / copies[e], -e});
+  }
+  return copies;
+}
+
+}  // namespace latentmesh
