@@ -8,11 +8,14 @@
 namespace latentmesh {
 namespace {
 
+// What Rust's \w matches: word characters and the two joiners.
+bool IsWord(uint32_t c) { return c == 0x200C || c == 0x200D || WordSet().Contains(c); }
+
 bool EndsWithWord(std::string_view text) {
-  return !text.empty() && WordSet().Contains(DecodeUtf8(text, PreviousCodePoint(text, text.size())).value);
+  return !text.empty() && IsWord(DecodeUtf8(text, PreviousCodePoint(text, text.size())).value);
 }
 
-bool StartsWithWord(std::string_view text) { return !text.empty() && WordSet().Contains(DecodeUtf8(text, 0).value); }
+bool StartsWithWord(std::string_view text) { return !text.empty() && IsWord(DecodeUtf8(text, 0).value); }
 
 size_t WhitespaceStart(std::string_view text, size_t end, size_t floor) {
   while (end > floor) {

@@ -228,7 +228,9 @@ RegexNode Parser::EscapeAtom() {
   if (Accept("z")) return AnchorNode(Op::kTextEnd);
   if (Accept("Z")) return AnchorNode(Op::kTextEndOrNewline);
   const uint32_t letter = TakeCodePoint();
-  if (std::optional<CodePointSet> set = EscapedSet(letter)) return SetNode(Cased(std::move(*set)));
+  // As in Oniguruma: outside a class \w takes a few characters more, and (?i) does not widen a set.
+  if (letter == 'w' || letter == 'W') return SetNode(letter == 'w' ? PatternWordSet() : PatternWordSet().Negated());
+  if (std::optional<CodePointSet> set = EscapedSet(letter)) return SetNode(std::move(*set));
   return SetNode(Cased(CodePointSet::Single(EscapedCodePoint(letter))));
 }
 

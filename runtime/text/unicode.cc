@@ -56,8 +56,9 @@ CodePointSet MakeWordSet() {
   CodePointSet set = CategorySet("l");
   for (const char* name : {"m", "nd", "nl", "pc"}) set.Add(CategorySet(name));
   // Other_Alphabetic symbols: circled and squared letters.
-  for (const Range r : {Range{0x24B6, 0x24E9}, Range{0x1F130, 0x1F149}, Range{0x1F150, 0x1F169}, Range{0x1F170, 0x1F189}})
+  for (const Range r : {Range{0x24B6, 0x24E9}, Range{0x1F130, 0x1F149}, Range{0x1F150, 0x1F169}, Range{0x1F170, 0x1F189}}) {
     set.Add(r.first, r.last);
+  }
   return set;
 }
 
@@ -170,6 +171,15 @@ const CodePointSet& DigitSet() {
 
 const CodePointSet& WordSet() {
   static const CodePointSet set = MakeWordSet();
+  return set;
+}
+
+const CodePointSet& PatternWordSet() {
+  static const CodePointSet set = [] {
+    CodePointSet word = WordSet();
+    word.Add(CodePointSet({{0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}}));
+    return word;
+  }();
   return set;
 }
 

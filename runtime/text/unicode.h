@@ -44,6 +44,8 @@ std::optional<CodePointSet> PropertySet(std::string_view name);
 const CodePointSet& WhitespaceSet();  // \s: White_Space
 const CodePointSet& DigitSet();       // \d: Nd
 const CodePointSet& WordSet();        // \w: letters, marks, decimal and letter numbers, connectors
+// \w outside a class: the same and, as Oniguruma has it, Latin-1's superscripts and fractions.
+const CodePointSet& PatternWordSet();
 const CodePointSet& NumericSet();     // Nd, Nl, No
 const CodePointSet& PunctuationSet(); // P
 
