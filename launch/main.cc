@@ -1,0 +1,56 @@
+// latentmesh: every rank runs this program; rank 0 speaks.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+
+#include "launch/command.h"
+#include "launch/log.h"
+#include "parallel/bootstrap.h"
+
+namespace latentmesh {
+namespace {
+
+// Prints the failure once and returns the exit code. Expected failures are the same on all ranks, so rank 0 speaks.
+int Report(const Status& status, int rank) {
+  if (!status.ok() && rank == 0) PrintError(status.message());
+  return ExitCode(status.code());
+}
+
+// A failure of this rank alone (transport, deadline, bug): the others cannot know, so the job is ended.
+[[noreturn]] void EndJob(Job& job, StatusCode code, const std::string& what) {
+  PrintError(fmt::format("rank {} on {}: {}", job.rank(), job.host(), what));
+  job.Abort(code);
+}
+
+int RunCommand(Job& job, Command& command) {
+  try {
+    return Report(command.Run(job), job.rank());
+  } catch (const Error& error) {
+    EndJob(job, error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    EndJob(job, StatusCode::kResourceExhausted, "out of memory");
+  } catch (const std::exception& error) {
+    EndJob(job, StatusCode::kInternal, error.what());
+  }
+}
+
+int Main(int argc, char** argv) {
+  auto job = Job::Join(&argc, &argv);
+  if (!job.ok()) return Report(job.status(), 0);
+  int rank = (*job)->rank();
+  InitLog(rank, (*job)->size());
+  auto commands = MakeAllCommands();
+  auto line = ParseCommandLine(argc, argv, commands);
+  if (!line.ok()) return Report(line.status(), rank);
+  if (line->command == nullptr) {
+    if (rank == 0) std::fputs(line->print.c_str(), stdout);
+    return 0;
+  }
+  return RunCommand(**job, *line->command);
+}
+
+}  // namespace
+}  // namespace latentmesh
+
+int main(int argc, char** argv) { return latentmesh::Main(argc, argv); }

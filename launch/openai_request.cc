@@ -1,0 +1,247 @@
+#include "launch/openai_request.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "launch/api_fields.h"
+
+namespace latentmesh {
+namespace {
+
+namespace json = boost::json;
+
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxLogprobs = 20;
+constexpr int64_t kMaxChoices = 128;
+constexpr int32_t kCompletionDefaultTokens = 16;
+
+// Parses one body; every step is skipped once a field was wrong.
+class RequestParser {
+ public:
+  RequestParser(ApiEndpoint endpoint, const json::object& body, const ApiContext& context)
+      : fields_(body), context_(context) {
+    request_.endpoint = endpoint;
+    request_.sampling = context.defaults;
+  }
+  std::variant<ApiRequest, ApiError> Parse();
+
+ private:
+  bool chat() const { return request_.endpoint == ApiEndpoint::kChatCompletions; }
+  void Sampling();
+  void Stops();
+  void Length();
+  void Logprobs();
+  void Streaming();
+  void Unsupported();
+  void Prompts();
+  void PromptItem(const json::value& item);
+  void Messages();
+  void AddEncoded(const char* field, std::string text, Result<std::vector<int32_t>> ids);
+  bool Ids(const json::array& array, std::vector<int32_t>* ids);
+  void CheckContext();
+
+  ApiFields fields_;
+  const ApiContext& context_;
+  ApiRequest request_;
+  bool length_given_ = false;
+};
+
+void RequestParser::Sampling() {
+  SamplingParams& sampling = request_.sampling;
+  fields_.Integer("n", 1, kMaxChoices, &sampling.n);
+  fields_.Number("temperature", 0, 100, &sampling.temperature);
+  fields_.Number("top_p", 0, 1, &sampling.top_p);
+  fields_.Integer("top_k", -1, kMaxInt, &sampling.top_k);
+  fields_.Number("min_p", 0, 1, &sampling.min_p);
+  fields_.Number("presence_penalty", -2, 2, &sampling.presence_penalty);
+  fields_.Number("frequency_penalty", -2, 2, &sampling.frequency_penalty);
+  fields_.Number("repetition_penalty", 1e-6, 1e6, &sampling.repetition_penalty);
+  fields_.LogitBias("logit_bias", context_.vocab_size, &sampling.logit_bias);
+  fields_.Bool("skip_special_tokens", &sampling.skip_special_tokens);
+  if (fields_.Has("seed")) {
+    int64_t seed = 0;
+    fields_.Integer("seed", std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(), &seed);
+    sampling.seed = static_cast<uint64_t>(seed);
+  }
+}
+
+void RequestParser::Stops() {
+  SamplingParams& sampling = request_.sampling;
+  fields_.TextList("stop", &sampling.stop);
+  for (const std::string& text : sampling.stop)
+    if (text.empty()) fields_.Fail("stop", "must not hold an empty string");
+  fields_.Bool("ignore_eos", &sampling.ignore_eos);
+  fields_.Bool("include_stop_str_in_output", &sampling.include_stop_str_in_output);
+  std::vector<int32_t> ids;
+  fields_.IdList("stop_token_ids", context_.vocab_size, &ids);
+  if (sampling.ignore_eos) sampling.stop_token_ids.clear();      // ends of sequence from generation_config.json
+  sampling.stop_token_ids.insert(sampling.stop_token_ids.end(), ids.begin(), ids.end());
+}
+
+void RequestParser::Length() {
+  SamplingParams& sampling = request_.sampling;
+  const char* name = chat() && fields_.Has("max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
+  length_given_ = fields_.Has(name);
+  if (!chat()) fields_.Bool("echo", &request_.echo);
+  sampling.max_tokens = kCompletionDefaultTokens;
+  fields_.Integer(name, request_.echo ? 0 : 1, kMaxInt, &sampling.max_tokens);
+  request_.score_only = sampling.max_tokens == 0;
+  if (request_.score_only) sampling.max_tokens = 1;
+  fields_.Integer("min_tokens", 0, kMaxInt, &sampling.min_tokens);
+}
+
+void RequestParser::Logprobs() {
+  SamplingParams& sampling = request_.sampling;
+  int32_t count = 0;
+  if (chat()) {
+    bool wanted = false;
+    fields_.Bool("logprobs", &wanted);
+    fields_.Integer("top_logprobs", 0, kMaxLogprobs, &count);
+    if (count > 0 && !wanted) fields_.Fail("top_logprobs", "needs logprobs to be true");
+    if (wanted) sampling.logprobs = count;
+    return;
+  }
+  if (!fields_.Has("logprobs")) return;
+  fields_.Integer("logprobs", 0, kMaxLogprobs, &count);
+  sampling.logprobs = count;
+  if (request_.echo) sampling.prompt_logprobs = count;
+}
+
+void RequestParser::Streaming() {
+  fields_.Bool("stream", &request_.stream);
+  const json::value* options = fields_.Find("stream_options");
+  if (options == nullptr) return;
+  if (!options->is_object()) return fields_.Fail("stream_options", "must be an object");
+  if (!request_.stream) return fields_.Fail("stream_options", "is only allowed when stream is true");
+  ApiFields inner(options->get_object());
+  inner.Bool("include_usage", &request_.include_usage);
+  if (inner.error().has_value()) fields_.Fail("stream_options.include_usage", "must be true or false");
+}
+
+// Fields whose silent neglect would give a wrong answer.
+void RequestParser::Unsupported() {
+  int32_t best_of = request_.sampling.n;
+  fields_.Integer("best_of", 1, kMaxChoices, &best_of);
+  if (best_of != request_.sampling.n) fields_.Fail("best_of", "must equal n: choices are not ranked");
+  std::string suffix;
+  fields_.Text("suffix", &suffix);
+  if (!suffix.empty()) fields_.Fail("suffix", "is not supported");
+  if (const json::value* format = fields_.Find("response_format")) {
+    const json::value* type = format->is_object() ? format->get_object().if_contains("type") : nullptr;
+    if (type == nullptr || !type->is_string()) return fields_.Fail("response_format", "must be an object with a type");
+    if (type->get_string() != "text") fields_.Fail("response_format", "only the type text is supported");
+  }
+}
+
+bool RequestParser::Ids(const json::array& array, std::vector<int32_t>* ids) {
+  for (const json::value& item : array) {
+    std::optional<int64_t> id = AsInteger(item);
+    if (!id.has_value()) return fields_.Fail("prompt", "must not mix token ids with other things"), false;
+    if (*id < 0 || *id >= context_.vocab_size) {
+      fields_.Fail("prompt", fmt::format("token id {} is not from 0 to {}", *id, context_.vocab_size - 1));
+      return false;
+    }
+    ids->push_back(static_cast<int32_t>(*id));
+  }
+  return true;
+}
+
+void RequestParser::AddEncoded(const char* field, std::string text, Result<std::vector<int32_t>> ids) {
+  if (!ids.ok()) return fields_.Fail(field, ids.status().message());
+  if (ids->empty()) return fields_.Fail(field, "is empty");
+  request_.prompts.push_back({std::move(text), std::move(ids).value()});
+}
+
+// One element of a list of prompts: a text, or token ids.
+void RequestParser::PromptItem(const json::value& item) {
+  if (item.is_string()) {
+    std::string text(item.get_string());
+    auto ids = context_.codec->EncodePrompt(text);
+    return AddEncoded("prompt", std::move(text), std::move(ids));
+  }
+  if (!item.is_array()) return fields_.Fail("prompt", "must be text, token ids, or a list of either");
+  std::vector<int32_t> ids;
+  if (!Ids(item.get_array(), &ids)) return;
+  std::string text = request_.echo ? context_.codec->Decode(ids) : "";
+  AddEncoded("prompt", std::move(text), std::move(ids));
+}
+
+void RequestParser::Prompts() {
+  const json::value* prompt = fields_.Find("prompt");
+  if (prompt == nullptr) return fields_.Fail("prompt", "is missing");
+  bool is_list = prompt->is_array() && !prompt->get_array().empty() && !AsInteger(prompt->get_array()[0]).has_value();
+  if (!is_list) return PromptItem(*prompt);
+  for (const json::value& item : prompt->get_array()) {
+    PromptItem(item);
+    if (fields_.error().has_value()) return;
+  }
+}
+
+void RequestParser::Messages() {
+  const json::value* messages = fields_.Find("messages");
+  if (messages == nullptr) return fields_.Fail("messages", "is missing");
+  if (!messages->is_array() || messages->get_array().empty()) {
+    return fields_.Fail("messages", "must be a list of at least one message");
+  }
+  for (size_t i = 0; i < messages->get_array().size(); ++i) {
+    const json::value& message = messages->get_array()[i];
+    const json::value* role = message.is_object() ? message.get_object().if_contains("role") : nullptr;
+    if (role == nullptr || !role->is_string()) {
+      return fields_.Fail(fmt::format("messages[{}].role", i), "must be a string");
+    }
+  }
+  bool add_generation_prompt = true;
+  fields_.Bool("add_generation_prompt", &add_generation_prompt);
+  AddEncoded("messages", "", context_.codec->EncodeMessages(json::serialize(*messages), add_generation_prompt));
+}
+
+void RequestParser::CheckContext() {
+  if (fields_.error().has_value()) return;
+  SamplingParams& sampling = request_.sampling;
+  size_t longest = 0;
+  for (const ApiPrompt& prompt : request_.prompts) longest = std::max(longest, prompt.ids.size());
+  int64_t left = context_.max_model_len - static_cast<int64_t>(longest);
+  if (!length_given_ && left >= 1) {
+    sampling.max_tokens = static_cast<int32_t>(chat() ? left : std::min<int64_t>(left, kCompletionDefaultTokens));
+  }
+  if (left < sampling.max_tokens) {
+    fields_.Fail(chat() ? "messages" : "prompt",
+                 fmt::format("this model's maximum context length is {} tokens, but {} were requested ({} in the prompt, "
+                             "{} in the completion)", context_.max_model_len,
+                             longest + static_cast<size_t>(sampling.max_tokens), longest, sampling.max_tokens));
+  } else if (sampling.min_tokens > sampling.max_tokens) {
+    fields_.Fail("min_tokens", fmt::format("{} is more than max_tokens, which is {}", sampling.min_tokens,
+                                           sampling.max_tokens));
+  }
+}
+
+std::variant<ApiRequest, ApiError> RequestParser::Parse() {
+  fields_.Text("model", &request_.model);
+  Sampling();
+  Stops();
+  Length();
+  Logprobs();
+  Streaming();
+  Unsupported();
+  if (!fields_.error().has_value()) chat() ? Messages() : Prompts();
+  CheckContext();
+  if (fields_.error().has_value()) return *fields_.error();
+  Status status = ValidateSamplingParams(request_.sampling, context_.vocab_size);
+  if (!status.ok()) return ApiError{.message = status.message()};
+  return std::move(request_);
+}
+
+}  // namespace
+
+std::variant<ApiRequest, ApiError> ParseApiRequest(ApiEndpoint endpoint, const std::string& body,
+                                                   const ApiContext& context) {
+  boost::system::error_code error;
+  json::value root = json::parse(body, error);
+  if (error) return ApiError{.message = "the body is not valid JSON: " + error.message()};
+  if (!root.is_object()) return ApiError{.message = "the body must be a JSON object"};
+  return RequestParser(endpoint, root.get_object(), context).Parse();
+}
+
+}  // namespace latentmesh
