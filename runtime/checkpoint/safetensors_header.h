@@ -44,8 +44,8 @@ const char* SafetensorsDType(DType dtype);
 // From the file's first 8 bytes; checked against the file's size. All errors here are kInvalidModel, naming `file`.
 Result<uint64_t> SafetensorsHeaderLength(const unsigned char prefix[8], uint64_t file_size, const std::string& file);
 
-// `json` is the header without the prefix. Checks JSON, dtypes, shape x dtype = bytes, bounds, order without overlaps and
-// holes up to the end of the file, and that no name comes twice.
+// `json` is the header without the prefix. Checks JSON, dtypes, shape x dtype = bytes, bounds, order without overlaps
+// and holes up to the end of the file, and that no name comes twice.
 Result<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, uint64_t file_size, const std::string& file);
 
 }  // namespace latentmesh

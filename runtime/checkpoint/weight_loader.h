@@ -1,6 +1,6 @@
-// WeightLoader: brings a Hugging Face checkpoint to the ranks of a job. Each byte is read from disk once per job, by one
-// rank, and sent to the ranks that asked for it. Peak memory of a rank: what its consumers keep, plus one tensor (times
-// a small fixed window).
+// WeightLoader: brings a Hugging Face checkpoint to the ranks of a job. Each byte is read from disk once per job, by
+// one rank, and sent to the ranks that asked for it. Peak memory of a rank: what its consumers keep, the reader's
+// window (or one tensor where that is larger) and the largest slice that comes from a peer.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include "kernels/status.h"
 #include "parallel/communicator.h"
 #include "parallel/control_channel.h"
+#include "runtime/checkpoint/checkpoint.h"
 
 namespace latentmesh {
 
@@ -28,10 +29,13 @@ struct LoadedSlice {
 struct TensorRequest {
   std::string name;                    // as in the checkpoint
   std::vector<int64_t> shape;          // the whole tensor's shape that the config implies; checked
-  int64_t row_begin = 0, rows = 0;     // slice of the tensor seen as [rows, cols]; all of it is the common case
+  // Slice of the tensor seen as [rows, cols] (1-D: [1, n]). All four 0: the whole tensor. An empty slice (rows or cols
+  // 0) is legal and consumed as such.
+  int64_t row_begin = 0, rows = 0;
   int64_t col_begin = 0, cols = 0;
   bool optional = false;               // absent is fine: consume is not called
-  // Called on the requesting rank, once, in the order of the checkpoint's files. The data is valid during the call.
+  // Called on the requesting rank, once, in the order of the checkpoint's files. The data is valid during the call. May
+  // throw Error; after a failure anywhere in the job no more are called.
   std::function<Status(const LoadedSlice&)> consume;
 };
 
@@ -47,9 +51,13 @@ struct LoadOptions {
   std::function<void(const LoadProgress&)> progress; // called on rank 0, several times a second
 };
 
-// Collective: all ranks of `world` call it, each with its own requests. On failure all ranks return the same Status,
-// which names file and tensor. kInvalidModel: missing or truncated shard, missing tensor, wrong shape or dtype, NaN scale.
+// Collective: all ranks of `world` call it, each with its own requests; `world` moves host memory. On failure all ranks
+// return the same Status, which names file and tensor. kInvalidModel: missing or truncated shard, missing tensor, wrong
+// shape or dtype, NaN scale.
 Result<LoadProgress> LoadWeights(const std::string& directory, std::vector<TensorRequest> requests, Communicator& world,
+                                 ControlChannel& control, const LoadOptions& options);
+// The same with a table of contents from Checkpoint::OpenShared, for callers that need it before.
+Result<LoadProgress> LoadWeights(const Checkpoint& checkpoint, std::vector<TensorRequest> requests, Communicator& world,
                                  ControlChannel& control, const LoadOptions& options);
 
 }  // namespace latentmesh
