@@ -173,19 +173,22 @@ int64_t ShardStep::logits_rows() const {
   return sum;
 }
 
-std::string SerializePlan(const StepPlan& plan) {
-  Writer body;
-  body.Put(static_cast<uint8_t>(plan.kind));
-  body.Put(plan.step);
-  body.PutCount(plan.shards.size());
-  for (const ShardStep& shard : plan.shards) PutShard(body, shard);
-  const std::string payload = body.Take();
+std::string SealPlan(const std::string& payload) {
   Writer header;
   header.Put(kMagic);
   header.Put(kVersion);
   header.Put(static_cast<uint64_t>(payload.size()));
   header.Put(Checksum(payload));
   return header.Take() + payload;
+}
+
+std::string SerializePlan(const StepPlan& plan) {
+  Writer body;
+  body.Put(static_cast<uint8_t>(plan.kind));
+  body.Put(plan.step);
+  body.PutCount(plan.shards.size());
+  for (const ShardStep& shard : plan.shards) PutShard(body, shard);
+  return SealPlan(body.Take());
 }
 
 Result<StepPlan> ParsePlan(const std::string& bytes) {

@@ -47,5 +47,7 @@ struct StepPlan {
 std::string SerializePlan(const StepPlan& plan);
 // kCommunication when the bytes are not a plan (magic, version, length, checksum).
 Result<StepPlan> ParsePlan(const std::string& bytes);
+// The header that SerializePlan puts before a payload, and the payload. For tests of the parser behind the checksum.
+std::string SealPlan(const std::string& payload);
 
 }  // namespace latentmesh
