@@ -15,7 +15,8 @@ double ExpertSeconds(const ExpertTimeModel& model, double tokens) {
   return tokens <= 0 ? 0 : std::max(model.read_seconds, tokens * model.token_seconds);
 }
 
-double SlowestRankSeconds(const ExpertPlacement& placement, std::span<const double> loads, const ExpertTimeModel& model) {
+double SlowestRankSeconds(const ExpertPlacement& placement, std::span<const double> loads,
+                          const ExpertTimeModel& model) {
   std::vector<double> ranks(placement.ranks(), 0.0);
   for (int e = 0; e < placement.experts(); ++e)
     for (const ExpertSite& site : placement.Sites(e))
@@ -105,7 +106,8 @@ Result<BalanceOutcome> SimulateBalance(const LoadMatrix& observed, const LoadMat
 std::string FormatBalanceTable(const std::vector<BalanceOutcome>& outcomes) {
   std::string text =
       "SIMULATION from recorded or synthetic loads; times are a roofline of the experts, not measured.\n"
-      "ranks  redundant  method        max/mean before (worst)  after (worst)   bound   experts before     after     ideal\n";
+      "ranks  redundant  method        max/mean before (worst)  after (worst)   bound   experts before"
+      "     after     ideal\n";
   for (const BalanceOutcome& o : outcomes) {
     char line[200];
     std::snprintf(line, sizeof line, "%5d  %9d  %-12s  %15.3f %8.3f  %6.3f %7.3f  %6.3f  %11.3f ms  %7.3f   %7.3f\n",

@@ -1,5 +1,6 @@
-// Balance report: what balancing would gain for given loads, on any number of ranks. A simulation: loads are spread over
-// ranks by arithmetic, and times come from a roofline of the experts alone. Nothing here was run or measured on ranks.
+// Balance report: what balancing would gain for given loads, on any number of ranks. A simulation: loads are spread
+// over ranks by arithmetic, and times come from a roofline of the experts alone. Nothing here was run or measured on
+// ranks.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +51,8 @@ Result<BalanceOutcome> SimulateBalance(const LoadMatrix& observed, const LoadMat
 // A plain table, headed as a simulation.
 std::string FormatBalanceTable(const std::vector<BalanceOutcome>& outcomes);
 
-// Synthetic loads: `choices` expert choices a layer, dealt by Zipf's law p(rank) ~ rank^-exponent to experts in an order
-// that differs by layer. Deterministic in seed.
+// Synthetic loads: `choices` expert choices a layer, dealt by Zipf's law p(rank) ~ rank^-exponent to experts in an
+// order that differs by layer. Deterministic in seed.
 LoadMatrix ZipfLoads(int layers, int experts, double exponent, int64_t choices, uint64_t seed);
 
 }  // namespace latentmesh

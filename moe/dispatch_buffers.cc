@@ -19,13 +19,10 @@ struct Sizes {
     cast_rows = exchanges && casts ? l.max_tokens : 0;
     wire_rows = exchanges ? l.max_rows : 0;
     local_rows = exchanges && casts ? l.max_rows : 0;
-    slots = l.max_rows * per_row;
-    slots_per_row = per_row;
     return_slots = exchanges ? l.max_tokens * returns : 0;
-    returns_per_token = returns;
   }
   size_t counts_out, metadata_out, metadata_in;
-  int64_t cast_rows, wire_rows, local_rows, slots, slots_per_row, return_slots, returns_per_token;
+  int64_t cast_rows, wire_rows, local_rows, return_slots;
 };
 
 }  // namespace
@@ -40,13 +37,7 @@ DispatchBuffers::DispatchBuffers(Device* device, const DispatchLimits& l, int ra
   rows_out = Tensor(device, l.payload, {s.wire_rows, l.hidden});
   rows_in = Tensor(device, l.payload, {s.wire_rows, l.hidden});
   local = Tensor(device, l.activation, {s.local_rows, l.hidden});
-  sorted = Tensor(device, l.activation, {l.max_slots, l.hidden});
   send_index = Tensor(device, DType::kI32, {s.wire_rows});
-  slot_expert = Tensor(device, DType::kI32, {s.slots});
-  slot_weight = Tensor(device, DType::kF32, {s.slots});
-  slot_row = Tensor(device, DType::kI32, {s.slots});
-  source = Tensor(device, DType::kI32, {s.slots});
-  offsets = Tensor(device, DType::kI32, {int64_t{l.max_local_experts} + 1});
   return_index = Tensor(device, DType::kI32, {s.return_slots});
   ones = Tensor(device, DType::kF32, {s.return_slots});
 }
@@ -54,8 +45,8 @@ DispatchBuffers::DispatchBuffers(Device* device, const DispatchLimits& l, int ra
 size_t DispatchBuffers::Bytes(const DispatchLimits& l, int ranks) {
   Sizes s(l, ranks);
   size_t payload = DTypeSize(l.payload), activation = DTypeSize(l.activation), hidden = static_cast<size_t>(l.hidden);
-  size_t rows = hidden * (payload * (s.cast_rows + 2 * s.wire_rows) + activation * (s.local_rows + l.max_slots));
-  size_t indices = 4 * (s.wire_rows + 4 * s.slots + l.max_local_experts + 1 + 2 * s.return_slots);
+  size_t rows = hidden * (payload * (s.cast_rows + 2 * s.wire_rows) + activation * s.local_rows);
+  size_t indices = 4 * static_cast<size_t>(s.wire_rows + 2 * s.return_slots);
   return s.counts_out * (1 + ranks) + s.metadata_out + s.metadata_in + rows + indices;
 }
 

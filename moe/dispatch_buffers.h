@@ -1,4 +1,4 @@
-// Device buffers of the exact dispatcher, allocated once from its limits.
+// Device buffers for the exchanges of the exact dispatcher, allocated once from its limits.
 #pragma once
 
 #include <cstddef>
@@ -20,13 +20,7 @@ struct DispatchBuffers {
   Tensor rows_out;                   // [max_rows, H] payload: rows sent, later the results that came back
   Tensor rows_in;                    // [max_rows, H] payload: rows received, later the results sent back
   Tensor local;                      // [max_rows, H] activation: rows_in, later rows_out, where the types differ
-  Tensor sorted;                     // [max_slots, H] activation
   Tensor send_index;                 // [max_rows] token of each row sent
-  Tensor slot_expert;                // [max_rows, slots_per_row] local expert or -1
-  Tensor slot_weight;                // [max_rows, slots_per_row]
-  Tensor slot_row;                   // [max_rows, slots_per_row] row of `sorted` or -1
-  Tensor source;                     // [max_rows x slots_per_row] row of `sorted` -> slot
-  Tensor offsets;                    // [max_local_experts + 1]
   Tensor return_index;               // [max_tokens, min(top_k, ranks)] row of rows_out or -1
   Tensor ones;                       // [max_tokens, min(top_k, ranks)] of 1.0
 };

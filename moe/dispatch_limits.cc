@@ -2,6 +2,7 @@
 
 #include "moe/dispatch_buffers.h"
 #include "moe/dispatcher.h"
+#include "moe/slot_sorter.h"
 
 namespace latentmesh {
 
@@ -28,7 +29,8 @@ DispatchLimits ResolveLimits(DispatchLimits limits, int ranks) {
 }
 
 size_t DispatcherBytes(const DispatchLimits& limits, int ranks) {
-  return DispatchBuffers::Bytes(ResolveLimits(limits, ranks), ranks);
+  DispatchLimits resolved = ResolveLimits(limits, ranks);
+  return DispatchBuffers::Bytes(resolved, ranks) + SlotSorter::Bytes(resolved);
 }
 
 DispatchWireBytes DispatchBytes(const DispatchVolume& volume, const DispatchLimits& limits, int ranks) {

@@ -1,9 +1,9 @@
 // TokenDispatcher: brings tokens to the ranks that hold their experts, and the experts' results back.
 //
 // A token goes once to each rank that holds at least one of its chosen experts ("sent once per destination", as in
-// DeepSeek-V3 report section 3.2.2 and DeepEP); the receiver computes the weighted sum over its own experts, so that one
-// row per (token, destination) comes back, and the source adds these rows in order of rank. Use, on every rank of the ep
-// group, also on ranks without tokens:
+// DeepSeek-V3 report section 3.2.2 and DeepEP); the receiver computes the weighted sum over its own experts, so that
+// one row per (token, destination) comes back, and the source adds these rows in order of rank. Use, on every rank of
+// the ep group, also on ranks without tokens:
 //
 //   int rounds = dispatcher.Plan({x, ids, weights, k, &placement}, stream);
 //   for (int r = 0; r < rounds; ++r) {
@@ -12,8 +12,8 @@
 //     dispatcher.Combine(handle, y, out, stream);
 //   }
 //
-// The number of rounds is the same on all ranks: 1 unless somebody's rows would not fit the buffers, which are sized once.
-// All arrays are device memory. One thread per rank; one Plan ... Combine sequence at a time per dispatcher.
+// The number of rounds is the same on all ranks: 1 unless somebody's rows would not fit the buffers, which are sized
+// once. All arrays are device memory. One thread per rank; one Plan ... Combine sequence at a time per dispatcher.
 #pragma once
 
 #include <cstdint>
@@ -96,5 +96,10 @@ class TokenDispatcher {
 // Exact counts: counts and metadata are exchanged first, then exactly the rows needed. For CPU ranks and prefill.
 // `ops` and `ep` outlive the dispatcher. Throws Error(kResourceExhausted) when the buffers do not fit.
 std::unique_ptr<TokenDispatcher> CreateExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits);
+
+// No communication: all `ranks` are given the same tokens, and this rank's Combine adds only what its own experts
+// contribute; the sum over the ranks is the whole. Loads count only choices this rank serves, rounds are its own
+// affair. For a group of one rank, and for small steps whose tokens all ranks of the group hold anyway.
+std::unique_ptr<TokenDispatcher> CreateLocalDispatcher(Ops& ops, int rank, int ranks, const DispatchLimits& limits);
 
 }  // namespace latentmesh

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <set>
 
+#include "moe/dispatch_buffers.h"
 #include "moe/experts.h"
 #include "moe/moe_testing.h"
 #include "parallel/local_communicator.h"
@@ -114,7 +115,8 @@ TEST_P(DispatchSizes, EqualsDense) {
   auto [ranks, experts, k] = GetParam();
   for (uint32_t seed = 0; seed < 4; ++seed) {
     SCOPED_TRACE(seed);
-    Outcome outcome = RunAll(MakeScenario(ExpertPlacement::Contiguous(experts, ranks), k, RandomCounts(ranks, seed), seed));
+    ExpertPlacement placement = ExpertPlacement::Contiguous(experts, ranks);
+    Outcome outcome = RunAll(MakeScenario(placement, k, RandomCounts(ranks, seed), seed));
     ExpectDense(outcome);
     EXPECT_EQ(outcome.rounds[0], 1);
   }
@@ -129,8 +131,7 @@ TEST(Dispatch, NoTokensAnywhereButOneRank) {
 }
 
 TEST(Dispatch, NoTokensAtAll) {
-  Scenario s = MakeScenario(ExpertPlacement::Contiguous(6, 3), 2, {0, 0, 0}, 1);
-  ExpectDense(RunAll(s));
+  ExpectDense(RunAll(MakeScenario(ExpertPlacement::Contiguous(6, 3), 2, {0, 0, 0}, 1)));
 }
 
 TEST(Dispatch, RanksWithoutExperts) {
@@ -237,6 +238,59 @@ TEST(Dispatch, CountsLoads) {
 TEST(Dispatch, RepeatsBitForBit) {
   Scenario s = MakeScenario(ExpertPlacement::Contiguous(12, 4), 6, {9, 0, 14, 3}, 21);
   EXPECT_EQ(RunAll(s).out, RunAll(s).out);
+}
+
+// Tokens that all ranks hold, experts with replicas: exactly one rank serves each choice.
+TEST(LocalDispatcher, RanksShareTheChoices) {
+  auto table = ExpertPlacement::FromTable(5, {{0, 1, 4}, {4, 2}, {3, 4, 0}, {}}).value();
+  for (int64_t max_slots : {0, 4}) {
+    Scenario s = MakeScenario(table, 3, {13}, 2);
+    s.limits.max_slots = max_slots;
+    DenseExperts dense(5, kHidden, kWidth, 42);
+    std::vector<float> out = s.ranks[0].before;
+    std::vector<int64_t> loads(5, 0), expected(5, 0);
+    int most_rounds = 0;
+    for (int rank = 0; rank < 4; ++rank) {
+      RankKit kit;
+      auto dispatcher = CreateLocalDispatcher(*kit.ops, rank, 4, s.limits);
+      Experts experts(*kit.ops, dispatcher->limits(), kWidth);
+      LocalWeights weights(dense, table.LocalExperts(rank));
+      RankTokens& t = s.ranks[0];
+      DispatchParams params{TensorView(t.x.data(), DType::kF32, {t.tokens, kHidden}), t.ids.data(), t.weights.data(),
+                            t.k, &table, loads.data()};
+      int rounds = dispatcher->Plan(params, *kit.stream);
+      most_rounds = std::max(most_rounds, rounds);
+      for (int round = 0; round < rounds; ++round) {
+        DispatchHandle handle = dispatcher->Dispatch(round, *kit.stream);
+        dispatcher->Combine(handle, experts.Run(weights.view(), handle, *kit.stream),
+                            TensorView(out.data(), DType::kF32, {t.tokens, kHidden}), *kit.stream);
+      }
+    }
+    for (int32_t id : s.ranks[0].ids) ++expected[id];
+    EXPECT_LT(RelativeError(out, DenseOutput(dense, s.ranks[0])), 2e-6);
+    EXPECT_EQ(loads, expected);
+    EXPECT_EQ(most_rounds > 1, max_slots == 4);
+  }
+}
+
+TEST(DispatchBuffers, MemoryPlanIsWhatIsAllocated) {
+  RankKit kit;
+  for (DType payload : {DType::kF32, DType::kBF16}) {
+    for (int ranks : {1, 3}) {
+      DispatchLimits limits;
+      limits.max_tokens = 7;
+      limits.hidden = 24;
+      limits.top_k = 5;
+      limits.max_local_experts = 4;
+      limits.payload = payload;
+      limits = ResolveLimits(limits, ranks);
+      DispatchBuffers b(kit.device.get(), limits, ranks);
+      size_t sum = b.counts_out.size() + b.counts_in.size() + b.metadata_out.size() + b.metadata_in.size();
+      for (const Tensor* t : {&b.cast, &b.rows_out, &b.rows_in, &b.local, &b.send_index, &b.return_index, &b.ones})
+        sum += t->buffer.size();
+      EXPECT_EQ(sum, DispatchBuffers::Bytes(limits, ranks));
+    }
+  }
 }
 
 TEST(DispatchLimits, DefaultsHoldEvenLoadsInOneRound) {

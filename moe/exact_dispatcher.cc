@@ -1,5 +1,5 @@
-// TokenDispatcher with exact counts. Four exchanges a dispatch: counts and metadata once, rows out and rows back a round.
-// The host waits for the router's choice and for the counts; rows stay on the device.
+// TokenDispatcher with exact counts. Four exchanges a dispatch: counts and metadata once, rows out and rows back a
+// round. The host waits for the router's choice and for the counts; rows stay on the device.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -7,6 +7,7 @@
 #include "moe/dispatch_buffers.h"
 #include "moe/dispatcher.h"
 #include "moe/exchange_plan.h"
+#include "moe/slot_sorter.h"
 
 namespace latentmesh {
 namespace {
@@ -25,7 +26,8 @@ struct ByteRuns {
 class ExactDispatcher : public TokenDispatcher {
  public:
   ExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits)
-      : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())), buffers_(&ops.device(), limits_, ep.size()) {
+      : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())), buffers_(&ops.device(), limits_, ep.size()),
+        sorter_(ops, limits_) {
     send_.Assign(ep.size());
     recv_.Assign(ep.size());
     std::vector<float> ones(buffers_.ones.view.size(), 1.0f);
@@ -49,15 +51,12 @@ class ExactDispatcher : public TokenDispatcher {
     if (!host.empty()) ops_.device().CopyToDevice(device, host.data(), host.size() * sizeof(T), stream);
   }
 
-  void ReadRouting(Stream& stream);
   void CountLoads() const;
   void ExchangeCounts(Stream& stream);
   void ExchangeMetadata(Stream& stream);
   void SetRowRuns(int round);
   void AllToAll(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs, Stream& stream);
   TensorView SendRows(Stream& stream);
-  DispatchHandle SortRows(const TensorView& rows, Stream& stream);
-  void FillSlots();
   TensorView ReturnRows(const TensorView& partial, Stream& stream);
   void AddReturned(const TensorView& returned, const TensorView& out, Stream& stream);
 
@@ -65,11 +64,11 @@ class ExactDispatcher : public TokenDispatcher {
   Communicator& ep_;
   DispatchLimits limits_;
   DispatchBuffers buffers_;
+  SlotSorter sorter_;
 
   // State between Plan and the last Combine.
   DispatchParams params_;
-  std::vector<int32_t> host_ids_;
-  std::vector<float> host_weights_;
+  HostRouting routing_;
   RoutedRows out_rows_, in_rows_;    // by destination, by source
   CountMatrix counts_;
   int rounds_ = 0;
@@ -80,45 +79,25 @@ class ExactDispatcher : public TokenDispatcher {
   int64_t rows_out_ = 0, rows_in_ = 0;
   ByteRuns send_, recv_;
   std::vector<int32_t> host_index_;
-  std::vector<float> host_slot_weight_;
   std::vector<char> host_bytes_;
 };
 
 int ExactDispatcher::Plan(const DispatchParams& params, Stream& stream) {
-  LM_CHECK(params.placement != nullptr && params.placement->ranks() == ep_.size());
-  LM_CHECK(params.x.dim(0) <= limits_.max_tokens && params.k == limits_.top_k);
-  LM_CHECK(params.placement->MaxLocalCount() <= limits_.max_local_experts);
-  LM_CHECK(params.x.dim(0) == 0 || (params.x.cols() == limits_.hidden && params.x.dtype == limits_.activation));
+  CheckDispatch(params, limits_, ep_.size());
   params_ = params;
   slots_per_row_ = std::max(1, std::min(params.k, params.placement->MaxLocalCount()));
-  ReadRouting(stream);
+  routing_.Read(ops_.device(), params, stream);
+  BuildRoutedRows({routing_.ids, routing_.weights, params.k, ep_.rank()}, *params.placement, out_rows_);
   CountLoads();
-  BuildRoutedRows({host_ids_, host_weights_, params.k, ep_.rank()}, *params.placement, out_rows_);
-  if (ep_.size() > 1) {
-    ExchangeCounts(stream);
-    ExchangeMetadata(stream);
-  } else {
-    in_rows_ = out_rows_;
-    counts_ = {{static_cast<int32_t>(out_rows_.rows(0)), static_cast<int32_t>(out_rows_.slots(0))}};
-  }
+  ExchangeCounts(stream);
+  ExchangeMetadata(stream);
   rounds_ = CountRounds(counts_, ep_.size(), {limits_.max_rows, limits_.max_slots, slots_per_row_});
   return rounds_;
 }
 
-void ExactDispatcher::ReadRouting(Stream& stream) {
-  size_t n = static_cast<size_t>(params_.x.dim(0) * params_.k);
-  host_ids_.resize(n);
-  host_weights_.resize(n);
-  if (n == 0) return;
-  ops_.device().CopyToHost(host_ids_.data(), params_.ids, n * sizeof(int32_t), stream);
-  ops_.device().CopyToHost(host_weights_.data(), params_.weights, n * sizeof(float), stream);
-  stream.Synchronize();
-}
-
 void ExactDispatcher::CountLoads() const {
   if (params_.loads == nullptr) return;
-  for (int32_t id : host_ids_)
-    if (id >= 0 && id < params_.placement->experts()) ++params_.loads[id];
+  for (int32_t id : routing_.ids) ++params_.loads[id];
 }
 
 void ExactDispatcher::ExchangeCounts(Stream& stream) {
@@ -180,9 +159,14 @@ void ExactDispatcher::SetRowRuns(int round) {
 DispatchHandle ExactDispatcher::Dispatch(int round, Stream& stream) {
   LM_CHECK(round >= 0 && round < rounds_);
   SetRowRuns(round);
-  // One rank: every row is a token, in order, so that x itself serves.
-  TensorView rows = ep_.size() == 1 ? params_.x.Rows(out_runs_[0].begin, rows_in_) : SendRows(stream);
-  DispatchHandle handle = SortRows(rows, stream);
+  TensorView rows = SendRows(stream);
+  sorter_.Begin(slots_per_row_);
+  for (const RowRun& run : in_runs_)
+    for (int64_t i = run.begin; i < run.end; ++i) {
+      size_t first = in_rows_.slot_begin[i], count = in_rows_.slot_begin[i + 1] - in_rows_.slot_begin[i];
+      sorter_.AddRow({in_rows_.expert.data() + first, count}, {in_rows_.weight.data() + first, count});
+    }
+  DispatchHandle handle = sorter_.Sort(rows, params_.placement->LocalCount(ep_.rank()), stream);
   handle.round = round;
   return handle;
 }
@@ -208,51 +192,12 @@ TensorView ExactDispatcher::SendRows(Stream& stream) {
   return local;
 }
 
-// Slots of this round's received rows, padded to slots_per_row_ with expert -1.
-void ExactDispatcher::FillSlots() {
-  host_index_.assign(static_cast<size_t>(rows_in_ * slots_per_row_), -1);
-  host_slot_weight_.assign(host_index_.size(), 0.0f);
-  size_t to = 0;
-  for (const RowRun& run : in_runs_) {
-    for (int64_t i = run.begin; i < run.end; ++i, to += slots_per_row_) {
-      int64_t first = in_rows_.slot_begin[i], slots = in_rows_.slot_begin[i + 1] - first;
-      LM_CHECK(slots <= slots_per_row_);
-      std::copy_n(in_rows_.expert.begin() + first, slots, host_index_.begin() + to);
-      std::copy_n(in_rows_.weight.begin() + first, slots, host_slot_weight_.begin() + to);
-    }
-  }
-}
-
-DispatchHandle ExactDispatcher::SortRows(const TensorView& rows, Stream& stream) {
-  DispatchHandle handle;
-  handle.x = rows;
-  handle.experts = params_.placement->LocalCount(ep_.rank());
-  handle.offsets = buffers_.offsets.view.i32();
-  handle.slots_per_row = slots_per_row_;
-  handle.sorted_row = buffers_.slot_row.view.i32();
-  handle.weights = buffers_.slot_weight.view.f32();
-  for (const RowRun& run : in_runs_) handle.rows += in_rows_.slot_begin[run.end] - in_rows_.slot_begin[run.begin];
-  handle.sorted = buffers_.sorted.view.Rows(0, handle.rows);
-  if (rows_in_ == 0) return handle;
-  FillSlots();
-  Upload(host_index_, buffers_.slot_expert.view.data, stream);
-  Upload(host_slot_weight_, buffers_.slot_weight.view.data, stream);
-  int64_t slots = rows_in_ * slots_per_row_;
-  ops_.SortByExpert({buffers_.slot_expert.view.i32(), slots, handle.experts, buffers_.offsets.view.i32(),
-                     buffers_.source.view.i32(), buffers_.slot_row.view.i32()}, stream);
-  ops_.GatherRows({rows, buffers_.source.view.i32(), handle.rows, slots_per_row_, handle.sorted}, stream);
-  return handle;
-}
-
 void ExactDispatcher::Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
                               Stream& stream) {
   LM_CHECK(expert_out.dim(0) == handle.rows && out.dim(0) == params_.x.dim(0));
-  bool alone = ep_.size() == 1;
-  TensorView partial = alone ? out.Rows(out_runs_[0].begin, rows_in_)
-                             : (casts() ? buffers_.local : buffers_.rows_in).view.Rows(0, rows_in_);
+  TensorView partial = (casts() ? buffers_.local : buffers_.rows_in).view.Rows(0, rows_in_);
   if (rows_in_ > 0)
-    ops_.CombineRows({expert_out, handle.sorted_row, handle.weights, handle.slots_per_row, partial, alone}, stream);
-  if (alone) return;
+    ops_.CombineRows({expert_out, handle.sorted_row, handle.weights, handle.slots_per_row, partial, false}, stream);
   AddReturned(ReturnRows(partial, stream), out, stream);
 }
 
@@ -298,6 +243,7 @@ DispatchVolume ExactDispatcher::last_volume() const {
 }  // namespace
 
 std::unique_ptr<TokenDispatcher> CreateExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits) {
+  if (ep.size() == 1) return CreateLocalDispatcher(ops, 0, 1, limits);
   return std::make_unique<ExactDispatcher>(ops, ep, limits);
 }
 

@@ -10,36 +10,17 @@
 namespace latentmesh {
 namespace {
 
-// Visits the sites that token t goes to, grouped by rank in the order of first choice.
-class TokenSites {
- public:
-  TokenSites(const RoutingChoice& choice, const ExpertPlacement& placement) : choice_(choice), placement_(placement) {}
-
-  ExpertSite At(int64_t t, int32_t j) const {
-    int32_t id = choice_.ids[t * choice_.k + j];
-    if (id < 0 || id >= placement_.experts())
-      throw Error(StatusCode::kInternal, "dispatch: the router chose expert " + std::to_string(id) + " for token " +
-                                             std::to_string(t) + " of " + std::to_string(placement_.experts()) +
-                                             " experts (NaN activations?)");
-    return placement_.SiteOf(id, static_cast<uint64_t>(t) + static_cast<uint64_t>(choice_.source_rank));
-  }
-
- private:
-  const RoutingChoice& choice_;
-  const ExpertPlacement& placement_;
-};
-
 int64_t TokenCount(const RoutingChoice& choice) {
   return choice.k == 0 ? 0 : static_cast<int64_t>(choice.ids.size()) / choice.k;
 }
 
 // First pass: rows and slots for each peer, as offsets.
-std::vector<int64_t> CountPerPeer(const RoutingChoice& choice, const TokenSites& sites, RoutedRows& rows) {
+std::vector<int64_t> CountPerPeer(const RoutingChoice& choice, const ExpertPlacement& placement, RoutedRows& rows) {
   int peers = rows.peers();
   std::vector<int64_t> slot_cursor(peers + 1, 0), last_token(peers, -1);
   for (int64_t t = 0; t < TokenCount(choice); ++t) {
     for (int32_t j = 0; j < choice.k; ++j) {
-      int rank = sites.At(t, j).rank;
+      int rank = ChosenSite(choice, placement, t * choice.k + j).rank;
       ++slot_cursor[rank + 1];
       if (last_token[rank] != t) ++rows.row_begin[rank + 1];
       last_token[rank] = t;
@@ -53,11 +34,12 @@ std::vector<int64_t> CountPerPeer(const RoutingChoice& choice, const TokenSites&
 }
 
 // Second pass: places every slot. A token's slots for one peer are neighbours because tokens come one after the other.
-void FillRows(const RoutingChoice& choice, const TokenSites& sites, std::vector<int64_t> slot_cursor, RoutedRows& rows) {
+void FillRows(const RoutingChoice& choice, const ExpertPlacement& placement, std::vector<int64_t> slot_cursor,
+              RoutedRows& rows) {
   std::vector<int64_t> row_cursor(rows.row_begin.begin(), rows.row_begin.end() - 1), last_token(rows.peers(), -1);
   for (int64_t t = 0; t < TokenCount(choice); ++t) {
     for (int32_t j = 0; j < choice.k; ++j) {
-      ExpertSite site = sites.At(t, j);
+      ExpertSite site = ChosenSite(choice, placement, t * choice.k + j);
       int64_t slot = slot_cursor[site.rank]++;
       if (last_token[site.rank] != t) {
         int64_t row = row_cursor[site.rank]++;
@@ -74,8 +56,8 @@ void FillRows(const RoutingChoice& choice, const TokenSites& sites, std::vector<
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Upper bounds for any one round. With one round the counts are exact; with more, a round's run of slots starts at a row
-// border and may run over its share by the rest of its last row.
+// Upper bounds for any one round. With one round the counts are exact; with more, a round's run of slots starts at a
+// row border and may run over its share by the rest of its last row.
 int64_t RowsBound(PairCount c, int rounds) { return std::min<int64_t>(c.rows, CeilDiv(c.slots, rounds)); }
 int64_t SlotsBound(PairCount c, int rounds, int32_t slots_per_row) {
   int64_t share = CeilDiv(c.slots, rounds);
@@ -128,16 +110,42 @@ void ResizeRows(std::span<const PairCount> from, RoutedRows& rows) {
 
 }  // namespace
 
+ExpertSite ChosenSite(const RoutingChoice& choice, const ExpertPlacement& placement, int64_t i) {
+  int32_t id = choice.ids[i];
+  int64_t token = i / choice.k;
+  if (id < 0 || id >= placement.experts())
+    throw Error(StatusCode::kInternal, "dispatch: the router chose expert " + std::to_string(id) + " for token " +
+                                           std::to_string(token) + ", but there are " +
+                                           std::to_string(placement.experts()) + " (NaN activations?)");
+  return placement.SiteOf(id, static_cast<uint64_t>(token) + static_cast<uint64_t>(choice.source_rank));
+}
+
+void HostRouting::Read(Device& device, const DispatchParams& params, Stream& stream) {
+  size_t n = static_cast<size_t>(params.x.dim(0) * params.k);
+  ids.resize(n);
+  weights.resize(n);
+  if (n == 0) return;
+  device.CopyToHost(ids.data(), params.ids, n * sizeof(int32_t), stream);
+  device.CopyToHost(weights.data(), params.weights, n * sizeof(float), stream);
+  stream.Synchronize();
+}
+
+void CheckDispatch(const DispatchParams& params, const DispatchLimits& limits, int ranks) {
+  LM_CHECK(params.placement != nullptr && params.placement->ranks() == ranks);
+  LM_CHECK(params.x.dim(0) <= limits.max_tokens && params.k == limits.top_k);
+  LM_CHECK(params.placement->MaxLocalCount() <= limits.max_local_experts);
+  LM_CHECK(params.x.dim(0) == 0 || (params.x.cols() == limits.hidden && params.x.dtype == limits.activation));
+}
+
 void BuildRoutedRows(const RoutingChoice& choice, const ExpertPlacement& placement, RoutedRows& rows) {
   LM_CHECK(choice.ids.size() == choice.weights.size());
-  TokenSites sites(choice, placement);
   rows.row_begin.assign(placement.ranks() + 1, 0);
-  std::vector<int64_t> slot_cursor = CountPerPeer(choice, sites, rows);
+  std::vector<int64_t> slot_cursor = CountPerPeer(choice, placement, rows);
   rows.token.resize(rows.rows());
   rows.slot_begin.resize(rows.rows() + 1);
   rows.expert.resize(choice.ids.size());
   rows.weight.resize(choice.ids.size());
-  FillRows(choice, sites, std::move(slot_cursor), rows);
+  FillRows(choice, placement, std::move(slot_cursor), rows);
 }
 
 void PackMetadata(const RoutedRows& rows, int peer, char* out) {

@@ -1,13 +1,14 @@
-// ExchangePlan: the host-side arithmetic of a dispatch with exact counts. No device, no communication.
+// ExchangePlan: the host-side arithmetic of a dispatch. No communication.
 //
-// Rows are (token, destination rank) pairs; each row has slots: its token's chosen experts on that rank. Rows are grouped
-// by peer and within a peer ordered by token, on both sides, so that sender and receiver number them alike.
+// Rows are (token, destination rank) pairs; each row has slots: its token's chosen experts on that rank. Rows are
+// grouped by peer and within a peer ordered by token, on both sides, so that sender and receiver number them alike.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "moe/dispatcher.h"
 #include "moe/expert_placement.h"
 
 namespace latentmesh {
@@ -32,8 +33,18 @@ struct RoutingChoice {
   int32_t k = 0;
   int source_rank = 0;               // with the token index, picks among replicas
 };
+// The site that serves choice i of [T x k]. Throws Error(kInternal) for an expert the placement does not know.
+ExpertSite ChosenSite(const RoutingChoice& choice, const ExpertPlacement& placement, int64_t i);
 // Reuses the capacity of `rows`. Throws Error(kInternal) for an expert the placement does not know.
 void BuildRoutedRows(const RoutingChoice& choice, const ExpertPlacement& placement, RoutedRows& rows);
+
+// The router's choice on the host.
+struct HostRouting {
+  std::vector<int32_t> ids;          // [T, k]
+  std::vector<float> weights;        // [T, k]
+  void Read(Device& device, const DispatchParams& params, Stream& stream);   // waits for the stream
+};
+void CheckDispatch(const DispatchParams& params, const DispatchLimits& limits, int ranks);
 
 // Rows and slots that one rank sends to another.
 struct PairCount {
@@ -58,12 +69,12 @@ struct RoundLimits {
   int64_t max_slots = 0;             // received; at least ranks x slots_per_row
   int32_t slots_per_row = 1;         // most slots of one row
 };
-// The smallest number of rounds in which every rank's rows and slots are sure to fit. All ranks get the same answer from
-// the same matrix.
+// The smallest number of rounds in which every rank's rows and slots are sure to fit. All ranks get the same answer
+// from the same matrix.
 int CountRounds(const CountMatrix& counts, int ranks, const RoundLimits& limits);
 
-// The run of rows that belongs to `round` of `rounds` for one peer: rows whose first slot falls into the round's share of
-// that peer's slots.
+// The run of rows that belongs to `round` of `rounds` for one peer: rows whose first slot falls into the round's share
+// of that peer's slots.
 struct RowRun {
   int64_t begin = 0;
   int64_t end = 0;

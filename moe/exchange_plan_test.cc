@@ -72,8 +72,9 @@ TEST(ExchangePlan, MetadataSurvivesThePassage) {
       EXPECT_EQ(got.expert[a + i], sent[source].expert[b + i]);
       EXPECT_EQ(got.weight[a + i], sent[source].weight[b + i]);
     }
-    for (int64_t i = 0; i <= got.rows(source); ++i)
-      EXPECT_EQ(got.slot_begin[got.row_begin[source] + i] - a, sent[source].slot_begin[sent[source].row_begin[2] + i] - b);
+    auto begin = got.slot_begin.begin() + got.row_begin[source];
+    auto sent_begin = sent[source].slot_begin.begin() + sent[source].row_begin[2];
+    for (int64_t i = 0; i <= got.rows(source); ++i) EXPECT_EQ(begin[i] - a, sent_begin[i] - b);
   }
 }
 

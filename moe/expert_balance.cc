@@ -53,7 +53,8 @@ std::vector<std::vector<int32_t>> BalanceHierarchical(std::span<const double> lo
   std::vector<std::vector<int32_t>> table, nodes = PackGroups(loads, shape);
   for (int n = 0; n < shape.nodes; ++n) {
     int sites = static_cast<int>(SplitRange(shape.sites, shape.nodes, n).count);
-    for (auto& rank : ReplicateAndPack(loads, nodes[n], sites, shape.ranks / shape.nodes)) table.push_back(std::move(rank));
+    auto ranks = ReplicateAndPack(loads, nodes[n], sites, shape.ranks / shape.nodes);
+    table.insert(table.end(), ranks.begin(), ranks.end());
   }
   return table;
 }

@@ -2,11 +2,11 @@
 //
 // The method is the one DeepSeek describes for its deployments (DeepSeek-V3 report, section 3.4, and the description of
 // EPLB): hot experts get redundant copies, each serving an even share of its expert's tokens; then
-//   hierarchical  expert groups are packed to nodes so that nodes carry even loads and group-limited routing stays within
-//                 few nodes; experts are replicated within their node; copies are packed to the node's ranks
+//   hierarchical  expert groups are packed to nodes so that nodes carry even loads and group-limited routing stays
+//                 within few nodes; experts are replicated within their node; copies are packed to the node's ranks
 //   global        experts are replicated and packed over all ranks, regardless of groups
-// Added here: two copies of one expert never share a rank (the second would serve nothing), capacities may be uneven, and
-// packing ends with an exchange of copies between the heaviest rank and others as long as that lowers the maximum.
+// Added here: two copies of one expert never share a rank (the second would serve nothing), capacities may be uneven,
+// and packing ends with an exchange of copies between the heaviest rank and others as long as that lowers the maximum.
 #pragma once
 
 #include <cstdint>

@@ -52,7 +52,7 @@ TEST(ExpertPlacement, EverySiteNamesItsExpert) {
 
 TEST(ExpertPlacement, RefusesBadTables) {
   EXPECT_THAT(ExpertPlacement::FromTable(3, {{0, 1}, {1}}).status().message(), HasSubstr("expert 2 is on no rank"));
-  EXPECT_THAT(ExpertPlacement::FromTable(2, {{0, 1}, {2}}).status().message(), HasSubstr("rank 1: expert 2 is outside"));
+  EXPECT_THAT(ExpertPlacement::FromTable(2, {{0, 1}, {2}}).status().message(), HasSubstr("rank 1: expert 2 is out"));
   EXPECT_THAT(ExpertPlacement::FromTable(2, {{0, 1, 0}}).status().message(), HasSubstr("expert 0 stands twice"));
   EXPECT_FALSE(ExpertPlacement::FromTable(0, {{}}).ok());
   EXPECT_FALSE(ExpertPlacement::FromTable(1, {}).ok());

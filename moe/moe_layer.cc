@@ -22,6 +22,26 @@ DispatchLimits LimitsOf(const MoeConfig& config, const MoeWorkspaceOptions& opti
   return ResolveLimits(limits, ranks);
 }
 
+// Limits for ForwardReplicated: the same experts, no exchange.
+DispatchLimits ReplicatedLimits(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
+  DispatchLimits limits = LimitsOf(config, options, ranks);
+  limits.max_tokens = options.max_replicated_tokens;
+  limits.max_rows = limits.max_slots = 0;
+  return ResolveLimits(limits, 1);
+}
+
+// Scratch for whichever way needs more rows.
+DispatchLimits ExpertLimits(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
+  DispatchLimits limits = LimitsOf(config, options, ranks);
+  if (options.max_replicated_tokens > 0)
+    limits.max_slots = std::max(limits.max_slots, ReplicatedLimits(config, options, ranks).max_slots);
+  return limits;
+}
+
+int64_t MostTokens(const MoeWorkspaceOptions& options) {
+  return std::max(options.max_tokens, options.max_replicated_tokens);
+}
+
 Status Bad(const char* field, int64_t value, const std::string& rule) {
   return InvalidArgument(std::string("mixture of experts: ") + field + " " + std::to_string(value) + " " + rule);
 }
@@ -53,17 +73,21 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
       ep_(ep),
       config_(config),
       dispatcher_(CreateExactDispatcher(ops, ep, LimitsOf(config, options, ep.size()))),
-      experts_(ops, dispatcher_->limits(), config.width),
-      logits_(&ops.device(), DType::kF32, {options.max_tokens, config.experts}),
-      ids_(&ops.device(), DType::kI32, {options.max_tokens, config.top_k}),
-      topk_weights_(&ops.device(), DType::kF32, {options.max_tokens, config.top_k}) {
+      experts_(ops, ExpertLimits(config, options, ep.size()), config.width),
+      logits_(&ops.device(), DType::kF32, {MostTokens(options), config.experts}),
+      ids_(&ops.device(), DType::kI32, {MostTokens(options), config.top_k}),
+      topk_weights_(&ops.device(), DType::kF32, {MostTokens(options), config.top_k}) {
   LM_CHECK_MSG(ValidateMoeConfig(config).ok(), ValidateMoeConfig(config).message());
+  if (options.max_replicated_tokens > 0)
+    replicated_ = CreateLocalDispatcher(ops, ep.rank(), ep.size(), ReplicatedLimits(config, options, ep.size()));
 }
 
 size_t MoeWorkspace::Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size) {
-  DispatchLimits limits = LimitsOf(config, options, ep_size);
-  return DispatcherBytes(limits, ep_size) + Experts::ScratchBytes(limits, config.width) +
-         static_cast<size_t>(options.max_tokens) * 4 * (config.experts + 2 * config.top_k);
+  size_t bytes = DispatcherBytes(LimitsOf(config, options, ep_size), ep_size) +
+                 Experts::ScratchBytes(ExpertLimits(config, options, ep_size), config.width) +
+                 static_cast<size_t>(MostTokens(options)) * 4 * (config.experts + 2 * config.top_k);
+  if (options.max_replicated_tokens > 0) bytes += DispatcherBytes(ReplicatedLimits(config, options, ep_size), 1);
+  return bytes;
 }
 
 MoeLayer::MoeLayer(MoeWorkspace& workspace, const MoeWeights& weights, ExpertPlacement placement)
@@ -107,7 +131,16 @@ void MoeLayer::Route(const TensorView& x, Stream& stream) {
 }
 
 void MoeLayer::Forward(const TensorView& x, const TensorView& out, Stream& stream) {
-  LM_CHECK(x.dim(0) == out.dim(0) && x.dim(0) <= w_.dispatcher_->limits().max_tokens);
+  RunExperts(*w_.dispatcher_, x, out, stream);
+}
+
+void MoeLayer::ForwardReplicated(const TensorView& x, const TensorView& out, Stream& stream) {
+  LM_CHECK_MSG(w_.replicated_ != nullptr, "MoeWorkspaceOptions::max_replicated_tokens is 0");
+  RunExperts(*w_.replicated_, x, out, stream);
+}
+
+void MoeLayer::RunExperts(TokenDispatcher& dispatcher, const TensorView& x, const TensorView& out, Stream& stream) {
+  LM_CHECK(x.dim(0) == out.dim(0) && x.dim(0) <= dispatcher.limits().max_tokens);
   Route(x, stream);
   DispatchParams params;
   params.x = x;
@@ -116,11 +149,11 @@ void MoeLayer::Forward(const TensorView& x, const TensorView& out, Stream& strea
   params.k = w_.config_.top_k;
   params.placement = &placement_;
   params.loads = loads_.data();
-  int rounds = w_.dispatcher_->Plan(params, stream);
+  int rounds = dispatcher.Plan(params, stream);
   for (int round = 0; round < rounds; ++round) {
-    DispatchHandle handle = w_.dispatcher_->Dispatch(round, stream);
+    DispatchHandle handle = dispatcher.Dispatch(round, stream);
     TensorView y = w_.experts_.Run(weights_.experts, handle, stream);
-    w_.dispatcher_->Combine(handle, y, out, stream);
+    dispatcher.Combine(handle, y, out, stream);
   }
 }
 

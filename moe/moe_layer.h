@@ -38,6 +38,7 @@ struct MoeWorkspaceOptions {
   DType payload = DType::kF32;       // rows on the wire
   int64_t max_rows = 0;              // see DispatchLimits
   int64_t max_slots = 0;
+  int64_t max_replicated_tokens = 0; // for ForwardReplicated; 0: it is not used
 };
 
 // What the layers of one rank use in turn: router scratch, dispatcher, expert scratch.
@@ -54,10 +55,11 @@ class MoeWorkspace {
   Communicator& ep_;
   MoeConfig config_;
   std::unique_ptr<TokenDispatcher> dispatcher_;
+  std::unique_ptr<TokenDispatcher> replicated_;   // nullptr unless max_replicated_tokens > 0
   Experts experts_;
-  Tensor logits_;                    // [max_tokens, E] f32
-  Tensor ids_;                       // [max_tokens, top_k] i32
-  Tensor topk_weights_;              // [max_tokens, top_k] f32
+  Tensor logits_;                    // [most tokens, E] f32
+  Tensor ids_;                       // [most tokens, top_k] i32
+  Tensor topk_weights_;              // [most tokens, top_k] f32
 };
 
 // One layer's weights on this rank. Not owned; they outlive the layer.
@@ -71,9 +73,14 @@ class MoeLayer {
  public:
   MoeLayer(MoeWorkspace& workspace, const MoeWeights& weights, ExpertPlacement placement);
 
-  // out[t] += sum of weighted expert outputs of x[t]. x, out: [T, H] of the activation dtype, T <= max_tokens; T is this
-  // rank's own slice and may be 0. Collective over the ep group. out may not alias x.
+  // out[t] += sum of weighted expert outputs of x[t]. x, out: [T, H] of the activation dtype, T <= max_tokens; T is
+  // this rank's own slice and may be 0. Collective over the ep group. out may not alias x.
   void Forward(const TensorView& x, const TensorView& out, Stream& stream);
+
+  // Without communication: all ranks of the ep group pass the same x, and out[t] += what this rank's experts
+  // contribute; the caller sums over the group (one all-reduce, together with other partial sums it may hold). Every
+  // choice is served and counted by exactly one rank. T <= max_replicated_tokens.
+  void ForwardReplicated(const TensorView& x, const TensorView& out, Stream& stream);
 
   const ExpertPlacement& placement() const { return placement_; }
   // Between steps: another placement and the weights that go with it. On all ranks at the same step.
@@ -85,6 +92,7 @@ class MoeLayer {
 
  private:
   void Route(const TensorView& x, Stream& stream);
+  void RunExperts(TokenDispatcher& dispatcher, const TensorView& x, const TensorView& out, Stream& stream);
   MoeWorkspace& w_;
   MoeWeights weights_;
   ExpertPlacement placement_;

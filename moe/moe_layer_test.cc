@@ -49,8 +49,10 @@ struct Model {
   std::vector<float> router, bias;
 };
 
-// Router as in the DeepSeek-V3 report, section 2.1.2, token by token: groups by the sum of their two best biased scores.
-void RouteToken(const MoeConfig& c, const Model& m, const float* x, std::vector<int>& ids, std::vector<double>& weights) {
+// Router as in the DeepSeek-V3 report, section 2.1.2, token by token: groups by the sum of their two best biased
+// scores.
+void RouteToken(const MoeConfig& c, const Model& m, const float* x, std::vector<int>& ids,
+                std::vector<double>& weights) {
   std::vector<double> score(c.experts), biased(c.experts);
   for (int e = 0; e < c.experts; ++e) {
     double logit = 0;
@@ -130,6 +132,48 @@ TEST_P(MoeLayerRanks, SlicesMakeUpTheDenseOutput) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Ranks, MoeLayerRanks, ::testing::Values(1, 2, 3, 5, 8));
+
+// All ranks see all tokens; the sum of what they add is the dense output, and every choice is counted once.
+TEST_P(MoeLayerRanks, ReplicatedTokensAddUpToTheDenseOutput) {
+  int ranks = GetParam();
+  MoeConfig c = OddConfig();
+  Model model(c);
+  for (int64_t max_slots : {0, 7}) {       // one round, several rounds
+    constexpr int64_t kTokens = 11;
+    std::vector<float> x = RandomFloats(kTokens * c.hidden, 5), zero(kTokens * c.hidden, 0.0f);
+    Expected expected = Dense(c, model, x, zero);
+    std::vector<std::vector<float>> outs(ranks, zero);
+    std::vector<int64_t> loads(c.experts * ranks);
+    auto group = CreateLocalGroup("ep", ranks, std::chrono::seconds(60));
+    RunLocalRanks(ranks, [&](int r) {
+      RankKit kit;
+      MoeWorkspaceOptions options;
+      options.max_tokens = max_slots == 0 ? 1 : 30;
+      options.max_slots = max_slots;
+      options.max_replicated_tokens = kTokens;
+      MoeWorkspace workspace(*kit.ops, *group[r], c, options);
+      ExpertPlacement placement = ExpertPlacement::Contiguous(c.experts, ranks);
+      LocalWeights local(model.experts, placement.LocalExperts(r));
+      MoeLayer layer(workspace, model.At(c, local), placement);
+      layer.ForwardReplicated(TensorView(x.data(), DType::kF32, {kTokens, c.hidden}),
+                              TensorView(outs[r].data(), DType::kF32, {kTokens, c.hidden}), *kit.stream);
+      layer.ForwardReplicated(TensorView(x.data(), DType::kF32, {0, c.hidden}),
+                              TensorView(outs[r].data(), DType::kF32, {0, c.hidden}), *kit.stream);
+      std::copy(layer.loads().begin(), layer.loads().end(), loads.begin() + r * c.experts);
+    });
+    std::vector<float> sum = zero;
+    for (const auto& out : outs)
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += out[i];
+    EXPECT_LT(RelativeError(sum, expected.out), 3e-6);
+    for (int e = 0; e < c.experts; ++e) {
+      int64_t served = 0;
+      for (int r = 0; r < ranks; ++r) served += loads[r * c.experts + e];
+      EXPECT_EQ(served, expected.loads[e]);
+    }
+    for (int r = 0; r < ranks; ++r)
+      EXPECT_EQ(group[r]->traffic().bytes_sent, 0u);
+  }
+}
 
 TEST(MoeLayer, AnotherPlacementGivesTheSameOutput) {
   MoeConfig c = OddConfig();
