@@ -1,0 +1,73 @@
+#include "kernels/cpu/attention_tile.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace latentmesh {
+
+int64_t AttentionTile::ScratchFloats(int64_t key_dim, int64_t value_dim) {
+  return kTileRows * (2 * key_dim + value_dim + kTileKeys + 4);
+}
+
+AttentionTile::AttentionTile(float* scratch, int64_t key_dim, int64_t value_dim) : key_dim_(key_dim), value_dim_(value_dim) {
+  float* next = scratch;
+  auto take = [&](int64_t floats) { return std::exchange(next, next + floats); };
+  panel_ = take(key_dim * kTileRows);
+  scores_ = take(kTileKeys * kTileRows);
+  largest_ = take(kTileRows);
+  total_ = take(kTileRows);
+  rescale_ = take(kTileRows);
+  limits_ = reinterpret_cast<int32_t*>(take(kTileRows));
+  queries_ = take(key_dim * kTileRows);
+  out_ = take(value_dim * kTileRows);
+}
+
+void AttentionTile::Start(int64_t rows, float scale) {
+  rows_ = rows;
+  scale_ = scale;
+  first_ = true;
+  std::fill_n(largest_, kTileRows, -std::numeric_limits<float>::infinity());
+  std::fill_n(total_, kTileRows, 0.0f);
+  std::fill_n(limits_, kTileRows, 0);
+  std::fill_n(scores_, kTileKeys * kTileRows, 0.0f);
+}
+
+void AttentionTile::QueriesDone() {
+  Kernels().pack[0]({{queries_, key_dim_, nullptr, 0, 0, 0, 0, 0}, rows_, key_dim_, panel_});
+}
+
+void AttentionTile::Consume(const KeyBlock& block) {
+  const KernelTable& kernels = Kernels();
+  const int64_t keys = std::min<int64_t>(block.keys, *std::max_element(limits_, limits_ + rows_));
+  if (keys <= 0) return;
+  const float* panel = panel_;
+  bool accumulate = false;
+  for (const KeyBlock::Part& part : block.parts) {
+    if (part.dim == 0) continue;
+    kernels.outer[0]({part.data, part.stride, panel, kTileRows, scores_, kTileRows, keys, rows_, part.dim, accumulate});
+    panel += part.dim * kTileRows;
+    accumulate = true;
+  }
+  kernels.softmax({scores_, keys, rows_, limits_, scale_, largest_, total_, rescale_});
+  for (int64_t r = 0; r < rows_ && !first_; ++r) {
+    if (rescale_[r] != 1.0f) kernels.scale(out_ + r * value_dim_, rescale_[r], value_dim_);
+  }
+  kernels.outer_transposed({scores_, kTileRows, block.values.data, block.values.stride, out_, value_dim_, rows_, value_dim_,
+                            keys, !first_});
+  first_ = false;
+}
+
+void WriteTileRow(const AttentionTile& tile, int64_t row, int64_t value_dim, float* out, float* lse) {
+  const float total = tile.total(row);
+  if (total == 0) {
+    std::fill_n(out, value_dim, 0.0f);
+    if (lse != nullptr) *lse = -std::numeric_limits<float>::infinity();
+    return;
+  }
+  const float inverse = 1.0f / total, *sums = tile.sums(row);
+  for (int64_t i = 0; i < value_dim; ++i) out[i] = sums[i] * inverse;
+  if (lse != nullptr) *lse = tile.largest(row) + std::log(total);
+}
+
+}  // namespace latentmesh

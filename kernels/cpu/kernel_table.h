@@ -1,0 +1,106 @@
+// The inner kernels of one instruction set as function pointers, chosen once per process.
+//
+// Instruction-set files (*_avx2.cc, *_avx512.cc) define nothing but such tables: everything in them has internal linkage
+// or a namespace of its own and takes only the plain structs below, so that no function compiled for a newer machine can
+// be picked by the linker for portable code. Kernels run on one thread and know nothing of tensors or threads.
+#pragma once
+
+#include <cstdint>
+
+namespace latentmesh {
+
+enum class WeightKind : int { kF32, kBF16, kF16, kF8 };
+constexpr int kWeightKinds = 4;
+
+// Rows of a weight matrix; w[i][j] = decode(data[i * stride + j]) * scale of its block where scales are given.
+// row_offset and col_offset say where data[0] lies in the scale matrix, in elements.
+struct WeightRows {
+  const void* data;
+  int64_t stride;
+  const float* scales;
+  int64_t scale_cols;
+  int64_t block_rows, block_cols;
+  int64_t row_offset, col_offset;
+};
+
+// out[t][n] (+)= x[t] . w[n]
+struct DotArgs {
+  const float* x;
+  int64_t x_stride;
+  int64_t tokens;
+  WeightRows w;
+  int64_t rows;
+  int64_t k;
+  float* out;
+  int64_t out_stride;
+  bool accumulate;
+};
+
+// c[m][n] (+)= sum over k of a[m][k] b[k][n], where a[m][k] is at a + m * a_stride + k, or at a + k * a_stride + m in the
+// transposed form. b is a float matrix (packed or not) or unscaled weights.
+struct OuterArgs {
+  const float* a;
+  int64_t a_stride;
+  const void* b;
+  int64_t b_stride;
+  float* c;
+  int64_t c_stride;
+  int64_t m, n, k;
+  bool accumulate;
+};
+
+// Dequantises columns [0, k) of `rows` (at most kPanelCols) weight rows into a panel [k][kPanelCols], rows missing at the
+// end as zeros.
+struct PackArgs {
+  WeightRows w;
+  int64_t rows;
+  int64_t k;
+  float* panel;
+};
+constexpr int64_t kPanelCols = 32;
+
+// One block of an online softmax (FlashAttention, Dao et al. 2022, algorithm 1) for up to kTileRows rows side by side.
+// scores [keys][kTileRows] become exp(scale * score - new maximum), 0 for keys at and after a row's limit; `largest` and
+// `sum` are updated, `rescale` is what earlier sums must be multiplied with.
+struct SoftmaxArgs {
+  float* scores;
+  int64_t keys;
+  int64_t rows;            // rows in use
+  const int32_t* limits;   // [kTileRows] visible keys of this block for each row
+  float scale;
+  float* largest;          // [kTileRows], -inf at first
+  float* sum;              // [kTileRows]
+  float* rescale;          // [kTileRows]
+};
+constexpr int64_t kTileRows = 32;
+
+struct KernelTable {
+  const char* name;
+  int64_t outer_rows;      // rows of the register tile of `outer`
+  int64_t dot_tokens;      // up to this many tokens `dot` beats packing for `outer`
+  void (*dot[kWeightKinds])(const DotArgs&);
+  void (*outer[kWeightKinds - 1])(const OuterArgs&);   // no block scales
+  void (*outer_transposed)(const OuterArgs&);          // float b
+  void (*pack[kWeightKinds])(const PackArgs&);
+  void (*softmax)(const SoftmaxArgs&);
+  void (*to_float[kWeightKinds])(const void* source, float* target, int64_t n, float scale);
+  float (*sum_squares)(const float* x, int64_t n);
+  void (*scale_by)(const float* x, float factor, const float* weight, float* out, int64_t n);  // x * factor * weight
+  void (*scale)(float* x, float factor, int64_t n);
+  void (*add)(const float* x, float* inout, int64_t n);
+  void (*axpy)(float factor, const float* x, float* inout, int64_t n);
+  void (*silu_times)(const float* gate, const float* up, float* out, int64_t n);
+};
+
+const KernelTable& PortableKernels();
+const KernelTable* Avx2Kernels();      // nullptr when this build has none
+const KernelTable* Avx512Kernels();
+
+// The best table this machine can run; SetKernels forces one (tests). Not thread-safe against running operations.
+const KernelTable& Kernels();
+void SetKernels(const KernelTable* table);   // nullptr: choose again
+
+// Every table that this machine can run, the portable one first. `count` is set.
+const KernelTable* const* RunnableKernels(int* count);
+
+}  // namespace latentmesh

@@ -1,0 +1,29 @@
+// All kernels of one instruction set. The including file has included its simd_*.h and defines LM_ISA, the namespace, and
+// LM_ISA_NAME.
+#include "kernels/cpu/kernel_table.h"
+
+namespace latentmesh::LM_ISA {
+
+#include "kernels/cpu/dot_kernels.inl"
+#include "kernels/cpu/outer_kernels.inl"
+#include "kernels/cpu/vector_kernels.inl"
+
+static const KernelTable kTable = {
+    LM_ISA_NAME,
+    kOuterRows,
+    2 * kDotTokens,
+    {Dot<float>, Dot<Bf16>, Dot<F16>, Dot<F8>},
+    {Outer<float, false>, Outer<Bf16, false>, Outer<F16, false>},
+    Outer<float, true>,
+    {Pack<float>, Pack<Bf16>, Pack<F16>, Pack<F8>},
+    SoftmaxBlock,
+    {ToFloat<float>, ToFloat<Bf16>, ToFloat<F16>, ToFloat<F8>},
+    SumSquares,
+    ScaleBy,
+    Scale,
+    AddRow,
+    Axpy,
+    SiluTimes,
+};
+
+}  // namespace latentmesh::LM_ISA

@@ -1,0 +1,55 @@
+// Sorting choices by expert, gathering and combining rows.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "kernels/cpu/cpu_ops_list.h"
+#include "kernels/cpu/reference.h"
+
+namespace latentmesh::cpu {
+
+// Two passes over the slots; the second walks them in order, which makes the sort stable.
+void SortByExpert(CpuContext&, const SortByExpertParams& p) {
+  std::fill_n(p.offsets, p.experts + 1, 0);
+  for (int64_t i = 0; i < p.slots; ++i) {
+    if (p.ids[i] >= 0 && p.ids[i] < p.experts) ++p.offsets[p.ids[i] + 1];
+  }
+  for (int32_t e = 0; e < p.experts; ++e) p.offsets[e + 1] += p.offsets[e];
+  std::vector<int32_t> next(p.offsets, p.offsets + p.experts);
+  for (int64_t i = 0; i < p.slots; ++i) {
+    const bool ours = p.ids[i] >= 0 && p.ids[i] < p.experts;
+    p.row[i] = ours ? next[p.ids[i]]++ : -1;
+    if (ours) p.source[p.row[i]] = static_cast<int32_t>(i);
+  }
+}
+
+void GatherRows(CpuContext& context, const GatherRowsParams& p) {
+  const int64_t size = static_cast<int64_t>(DTypeSize(p.x.dtype)), bytes = p.x.cols() * size;
+  context.pool().ParallelFor(p.count, RowGrain(p.x.cols()), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      char* to = p.out.as<char>() + i * p.out.row_stride * size;
+      if (p.index[i] < 0) {
+        std::memset(to, 0, bytes);
+      } else {
+        std::memcpy(to, p.x.as<char>() + p.index[i] / p.divisor * p.x.row_stride * size, bytes);
+      }
+    }
+  });
+}
+
+void CombineRows(CpuContext& context, const CombineRowsParams& p) {
+  if (p.x.dtype != DType::kF32 || p.out.dtype != DType::kF32) return reference::CombineRows(p);
+  const int64_t cols = p.out.cols();
+  context.pool().ParallelFor(p.out.rows(), RowGrain(cols), [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* out = p.out.f32() + t * p.out.row_stride;
+      if (!p.accumulate) std::memset(out, 0, cols * sizeof(float));
+      for (int32_t j = 0; j < p.k; ++j) {
+        const int32_t row = p.index[t * p.k + j];
+        if (row >= 0) Kernels().axpy(p.weights[t * p.k + j], p.x.f32() + row * p.x.row_stride, out, cols);
+      }
+    }
+  });
+}
+
+}  // namespace latentmesh::cpu

@@ -1,0 +1,75 @@
+#include "kernels/cpu/product.h"
+
+#include <algorithm>
+
+namespace latentmesh {
+namespace {
+
+constexpr int64_t kSlab = kProductScratch / kPanelCols;  // columns of a panel: it stays in the first-level cache
+constexpr int64_t kDotBytes = 64 << 10;                  // weight bytes of one work item
+
+WeightRows RowsFrom(const WeightView& w, int64_t row, int64_t col) {
+  const char* data = static_cast<const char*>(w.data) + (row * w.cols + col) * static_cast<int64_t>(DTypeSize(w.dtype));
+  return {data,         w.cols,       w.scales,           w.scale_cols,
+          w.block_rows, w.block_cols, w.row_offset + row, w.col_offset + col};
+}
+
+void StartWithBias(const Product& p, int64_t begin, int64_t end) {
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    float* out = p.out + t * p.out_stride;
+    if (p.accumulate) {
+      Kernels().add(p.bias + begin, out + begin, end - begin);
+    } else {
+      std::copy(p.bias + begin, p.bias + end, out + begin);
+    }
+  }
+}
+
+void MultiplyByDots(const Product& p, int64_t begin, int64_t end, bool accumulate) {
+  Kernels().dot[static_cast<int>(KindOf(p.w.dtype))]({p.x, p.x_stride, p.tokens, RowsFrom(p.w, begin, 0), end - begin,
+                                                      p.w.cols, p.out + begin, p.out_stride, accumulate});
+}
+
+void MultiplyPanel(const Product& p, int64_t begin, int64_t rows, bool accumulate, float* panel) {
+  const KernelTable& kernels = Kernels();
+  for (int64_t col = 0; col < p.w.cols; col += kSlab) {
+    const int64_t k = std::min(kSlab, p.w.cols - col);
+    kernels.pack[static_cast<int>(KindOf(p.w.dtype))]({RowsFrom(p.w, begin, col), rows, k, panel});
+    kernels.outer[0]({p.x + col, p.x_stride, panel, kPanelCols, p.out + begin, p.out_stride, p.tokens, rows, k,
+                      accumulate || col > 0});
+  }
+}
+
+}  // namespace
+
+WeightKind KindOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return WeightKind::kF32;
+    case DType::kBF16: return WeightKind::kBF16;
+    case DType::kF16: return WeightKind::kF16;
+    case DType::kF8E4M3: return WeightKind::kF8;
+    default: CheckFailed(__FILE__, __LINE__, "KindOf", DTypeName(dtype));
+  }
+}
+
+void MultiplyRows(const Product& p, int64_t begin, int64_t end, float* scratch) {
+  if (p.tokens == 0 || begin >= end) return;
+  bool accumulate = p.accumulate;
+  if (p.bias != nullptr) {
+    StartWithBias(p, begin, end);
+    accumulate = true;
+  }
+  // An empty sum has no slab to write it.
+  if (p.tokens <= Kernels().dot_tokens || p.w.cols == 0) return MultiplyByDots(p, begin, end, accumulate);
+  for (int64_t row = begin; row < end; row += kPanelCols) {
+    MultiplyPanel(p, row, std::min(kPanelCols, end - row), accumulate, scratch);
+  }
+}
+
+int64_t ProductRowGrain(int64_t tokens, const WeightView& w) {
+  if (tokens > Kernels().dot_tokens) return kPanelCols;
+  const int64_t row_bytes = std::max<int64_t>(1, w.cols * static_cast<int64_t>(DTypeSize(w.dtype)) * tokens);
+  return std::clamp<int64_t>(kDotBytes / row_bytes / 4 * 4, 4, 64);
+}
+
+}  // namespace latentmesh

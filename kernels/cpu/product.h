@@ -1,0 +1,32 @@
+// x W^T for some rows of W on one thread: the building block of every matrix product. Few tokens stream the weights
+// through dot products; many tokens work on panels of 32 weight rows dequantised into scratch.
+#pragma once
+
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/views.h"
+
+namespace latentmesh {
+
+struct Product {
+  const float* x;            // [tokens, w.cols]
+  int64_t x_stride;
+  int64_t tokens;
+  WeightView w;
+  const float* bias;         // [w.rows] or nullptr
+  float* out;                // [tokens, w.rows]
+  int64_t out_stride;
+  bool accumulate;
+};
+
+constexpr int64_t kProductScratch = 256 * kPanelCols;  // floats
+
+// Columns [begin, end) of the result, for all tokens.
+void MultiplyRows(const Product& p, int64_t begin, int64_t end, float* scratch);
+
+// Weight rows of one work item and tokens of one work item, for a parallel loop over products.
+int64_t ProductRowGrain(int64_t tokens, const WeightView& w);
+constexpr int64_t kProductTokens = 256;
+
+WeightKind KindOf(DType dtype);
+
+}  // namespace latentmesh

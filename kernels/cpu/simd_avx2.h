@@ -1,0 +1,89 @@
+// Vectors of 8 floats with AVX2, FMA and F16C; see simd_portable.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/weight_types.h"
+
+namespace latentmesh::avx2 {
+
+struct Vec {
+  __m256 v;
+};
+constexpr int kLanes = 8;
+constexpr int kOuterRows = 6;
+constexpr int kDotTokens = 2;
+
+static inline Vec Set1(float x) { return {_mm256_set1_ps(x)}; }
+static inline Vec Zero() { return {_mm256_setzero_ps()}; }
+static inline Vec Load(const float* p) { return {_mm256_loadu_ps(p)}; }
+static inline Vec Load(const Bf16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+static inline Vec Load(const F16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+// Code bits in f16 position: sign extension brings the sign to bit 15, exponent and mantissa follow at bit 13.
+static inline Vec Load(const F8* p) {
+  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m128i half = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<short>(0xbf80)));
+  const __m128i largest = _mm_set1_epi16(0x3f80);
+  const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(half, largest), largest);
+  return {_mm256_cvtph_ps(_mm_or_si128(half, nan))};
+}
+template <typename T>
+static inline Vec LoadPartial(const T* p, int64_t n) {
+  T padded[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) padded[i] = p[i];
+  return Load(padded);
+}
+static inline void Store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+static inline void StorePartial(float* p, Vec a, int64_t n) {
+  float padded[kLanes];
+  Store(padded, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = padded[i];
+}
+static inline Vec Add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+static inline Vec Sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+static inline Vec Mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+static inline Vec Div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+static inline Vec MulAdd(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec Max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+static inline Vec Min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+static inline Vec ZeroWhereLess(Vec a, Vec b, Vec x) { return {_mm256_andnot_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ), x.v)}; }
+static inline Vec SelectBelow(int32_t index, const int32_t* limits, Vec x, Vec y) {
+  const __m256i limit = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(limits));
+  const __m256i below = _mm256_cmpgt_epi32(limit, _mm256_set1_epi32(index));
+  return {_mm256_blendv_ps(y.v, x.v, _mm256_castsi256_ps(below))};
+}
+static inline Vec PowerOfTwo(Vec x) {
+  const __m256i n = _mm256_add_epi32(_mm256_cvtps_epi32(x.v), _mm256_set1_epi32(127));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(n, 23))};
+}
+static inline Vec Round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline float ReduceAdd(Vec a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline void Transpose(Vec (&r)[kLanes]) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+
+}  // namespace latentmesh::avx2

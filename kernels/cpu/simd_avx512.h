@@ -1,0 +1,95 @@
+// Vectors of 16 floats with AVX-512 (F, BW, DQ, VL); see simd_portable.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/weight_types.h"
+
+namespace latentmesh::avx512 {
+
+struct Vec {
+  __m512 v;
+};
+constexpr int kLanes = 16;
+constexpr int kOuterRows = 12;
+constexpr int kDotTokens = 4;
+
+static inline __mmask16 FirstLanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+static inline Vec Set1(float x) { return {_mm512_set1_ps(x)}; }
+static inline Vec Zero() { return {_mm512_setzero_ps()}; }
+static inline Vec FromBf16(__m256i bits) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+static inline Vec FromF8(__m128i codes) {
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7),
+                                        _mm256_set1_epi16(static_cast<short>(0xbf80)));
+  const __m256i largest = _mm256_set1_epi16(0x3f80);
+  const __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, largest), largest);
+  return {_mm512_cvtph_ps(_mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00)))};
+}
+static inline Vec Load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline Vec Load(const Bf16* p) { return FromBf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+static inline Vec Load(const F16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+static inline Vec Load(const F8* p) { return FromF8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+static inline Vec LoadPartial(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(FirstLanes(n), p)}; }
+static inline Vec LoadPartial(const Bf16* p, int64_t n) { return FromBf16(_mm256_maskz_loadu_epi16(FirstLanes(n), p)); }
+static inline Vec LoadPartial(const F16* p, int64_t n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(FirstLanes(n), p))};
+}
+static inline Vec LoadPartial(const F8* p, int64_t n) { return FromF8(_mm_maskz_loadu_epi8(FirstLanes(n), p)); }
+static inline void Store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+static inline void StorePartial(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, FirstLanes(n), a.v); }
+static inline Vec Add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline Vec Sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline Vec Mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Vec Div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline Vec MulAdd(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec Max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline Vec Min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline Vec ZeroWhereLess(Vec a, Vec b, Vec x) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
+}
+static inline Vec SelectBelow(int32_t index, const int32_t* limits, Vec x, Vec y) {
+  const __mmask16 below = _mm512_cmplt_epi32_mask(_mm512_set1_epi32(index), _mm512_loadu_si512(limits));
+  return {_mm512_mask_mov_ps(y.v, below, x.v)};
+}
+static inline Vec PowerOfTwo(Vec x) {
+  const __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(x.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(n, 23))};
+}
+static inline Vec Round(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline float ReduceAdd(Vec a) {
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline void Transpose(Vec (&r)[kLanes]) {
+  __m512 t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+    u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  // u[4g + c] holds, in its 128-bit lane l, column 4l + c of rows 4g .. 4g + 3.
+  for (int c = 0; c < 4; ++c) {
+    const __m512 low01 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x44), high01 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xee);
+    const __m512 low23 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x44);
+    const __m512 high23 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xee);
+    r[c].v = _mm512_shuffle_f32x4(low01, low23, 0x88);
+    r[4 + c].v = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+    r[8 + c].v = _mm512_shuffle_f32x4(high01, high23, 0x88);
+    r[12 + c].v = _mm512_shuffle_f32x4(high01, high23, 0xdd);
+  }
+}
+
+}  // namespace latentmesh::avx512

@@ -1,0 +1,95 @@
+// Vectors of 4 floats in the compiler's own vector type: any machine. The same names exist in simd_avx2.h and
+// simd_avx512.h; kernels.inl is written against them. Everything is static: see kernel_table.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/weight_types.h"
+
+namespace latentmesh::portable {
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef uint32_t UInt4 __attribute__((vector_size(16)));
+
+struct Vec {
+  Float4 v;
+};
+constexpr int kLanes = 4;
+constexpr int kOuterRows = 6;    // register tile of the outer product: kOuterRows x 2 vectors
+constexpr int kDotTokens = 2;    // register tile of the dot product: 4 rows x kDotTokens
+
+static inline Vec Set1(float x) { return {Float4{x, x, x, x}}; }
+static inline Vec Zero() { return Set1(0); }
+static inline Vec Load(const float* p) {
+  Vec r;
+  std::memcpy(&r.v, p, sizeof r.v);
+  return r;
+}
+static inline Vec Load(const Bf16* p) {
+  const UInt4 bits = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
+  return {(Float4)(bits << 16)};
+}
+// An f16 moved to the f32 position is too small by 2^112, also where it is subnormal; infinities and NaN are patched.
+static inline Vec FromF16(UInt4 h) {
+  const UInt4 magnitude = (h & 0x7fffu) << 13, sign = (h & 0x8000u) << 16;
+  const UInt4 special = (UInt4)(magnitude >= 0x0f800000u);
+  const Float4 scaled = (Float4)magnitude * 0x1p112f;
+  return {(Float4)((((UInt4)scaled & ~special) | ((magnitude | 0x70000000u) & special)) | sign)};
+}
+static inline Vec Load(const F16* p) { return FromF16(UInt4{p[0].bits, p[1].bits, p[2].bits, p[3].bits}); }
+// kF8Unit times this is the number.
+static inline Vec Load(const F8* p) {
+  const UInt4 b = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
+  const UInt4 magnitude = b & 0x7fu, sign = (b & 0x80u) << 24;
+  const UInt4 nan = (UInt4)(magnitude == 0x7fu) & 0x7fc00000u;
+  const Float4 scaled = (Float4)(magnitude << 20) * 0x1p112f;
+  return {(Float4)(((UInt4)scaled | nan) | sign)};
+}
+template <typename T>
+static inline Vec LoadPartial(const T* p, int64_t n) {
+  T padded[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) padded[i] = p[i];
+  return Load(padded);
+}
+static inline void Store(float* p, Vec a) { std::memcpy(p, &a.v, sizeof a.v); }
+static inline void StorePartial(float* p, Vec a, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
+}
+static inline Vec Add(Vec a, Vec b) { return {a.v + b.v}; }
+static inline Vec Sub(Vec a, Vec b) { return {a.v - b.v}; }
+static inline Vec Mul(Vec a, Vec b) { return {a.v * b.v}; }
+static inline Vec Div(Vec a, Vec b) { return {a.v / b.v}; }
+static inline Vec MulAdd(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+// NaN in b stays NaN.
+static inline Vec Max(Vec a, Vec b) {
+  const UInt4 take_a = (UInt4)(a.v > b.v);
+  return {(Float4)(((UInt4)a.v & take_a) | ((UInt4)b.v & ~take_a))};
+}
+static inline Vec Min(Vec a, Vec b) {
+  const UInt4 take_a = (UInt4)(a.v < b.v);
+  return {(Float4)(((UInt4)a.v & take_a) | ((UInt4)b.v & ~take_a))};
+}
+// x where a < b is false (so also for NaN), otherwise 0.
+static inline Vec ZeroWhereLess(Vec a, Vec b, Vec x) { return {(Float4)((UInt4)x.v & ~(UInt4)(a.v < b.v))}; }
+// x where index < limit, otherwise y.
+static inline Vec SelectBelow(int32_t index, const int32_t* limits, Vec x, Vec y) {
+  const Int4 limit = {limits[0], limits[1], limits[2], limits[3]}, i = {index, index, index, index};
+  const UInt4 below = (UInt4)(i < limit);
+  return {(Float4)(((UInt4)x.v & below) | ((UInt4)y.v & ~below))};
+}
+// x is a whole number in [-127, 127].
+static inline Vec PowerOfTwo(Vec x) { return {(Float4)((__builtin_convertvector(x.v, Int4) + 127) << 23)}; }
+static inline Vec Round(Vec x) {
+  const Float4 magic = {12582912.0f, 12582912.0f, 12582912.0f, 12582912.0f};  // 1.5 * 2^23
+  return {(x.v + magic) - magic};
+}
+static inline float ReduceAdd(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+static inline void Transpose(Vec (&r)[kLanes]) {
+  Vec t[kLanes];
+  for (int i = 0; i < kLanes; ++i) t[i].v = Float4{r[0].v[i], r[1].v[i], r[2].v[i], r[3].v[i]};
+  for (int i = 0; i < kLanes; ++i) r[i] = t[i];
+}
+
+}  // namespace latentmesh::portable

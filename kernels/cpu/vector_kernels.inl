@@ -1,0 +1,119 @@
+// Kernels over single rows: conversions, norms, activations, the online softmax. Included inside the namespace of one
+// instruction set.
+
+// exp with a relative error of about 1e-7 (range reduction and polynomial of the Cephes library's expf); 0 below -87.3,
+// finite above 88.3, NaN stays NaN.
+static inline Vec Exp(Vec x) {
+  const Vec low = Set1(-87.33654f);
+  const Vec c = Min(Set1(88.37f), Max(low, x));
+  const Vec n = Round(Mul(c, Set1(1.44269504088896341f)));
+  Vec r = MulAdd(n, Set1(-0.693359375f), c);
+  r = MulAdd(n, Set1(2.12194440e-4f), r);
+  Vec p = MulAdd(Set1(1.9875691500e-4f), r, Set1(1.3981999507e-3f));
+  p = MulAdd(p, r, Set1(8.3334519073e-3f));
+  p = MulAdd(p, r, Set1(4.1665795894e-2f));
+  p = MulAdd(p, r, Set1(1.6666665459e-1f));
+  p = MulAdd(p, r, Set1(5.0000001201e-1f));
+  p = Add(MulAdd(p, Mul(r, r), r), Set1(1.0f));
+  return ZeroWhereLess(x, low, Mul(p, PowerOfTwo(n)));
+}
+
+// Calls full(i) for whole vectors of [0, n) and rest(i, count) for what is left.
+template <typename Full, typename Rest>
+static inline void ForVectors(int64_t n, Full full, Rest rest) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) full(i);
+  if (i < n) rest(i, n - i);
+}
+
+template <typename T>
+static void ToFloat(const void* source, float* target, int64_t n, float scale) {
+  const T* in = static_cast<const T*>(source);
+  const Vec factor = Set1(sizeof(T) == 1 ? scale * kF8Unit : scale);
+  ForVectors(n, [&](int64_t i) { Store(target + i, Mul(Load(in + i), factor)); },
+             [&](int64_t i, int64_t c) { StorePartial(target + i, Mul(LoadPartial(in + i, c), factor), c); });
+}
+
+static float SumSquares(const float* x, int64_t n) {
+  Vec sums[4] = {Zero(), Zero(), Zero(), Zero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec v = Load(x + i + j * kLanes);
+      sums[j] = MulAdd(v, v, sums[j]);
+    }
+  }
+  for (; i < n; i += kLanes) {
+    const Vec v = LoadPartial(x + i, Smaller(kLanes, n - i));
+    sums[0] = MulAdd(v, v, sums[0]);
+  }
+  return ReduceAdd(Add(Add(sums[0], sums[1]), Add(sums[2], sums[3])));
+}
+
+static void ScaleBy(const float* x, float factor, const float* weight, float* out, int64_t n) {
+  const Vec f = Set1(factor);
+  ForVectors(n, [&](int64_t i) { Store(out + i, Mul(Mul(Load(x + i), f), Load(weight + i))); },
+             [&](int64_t i, int64_t c) {
+               StorePartial(out + i, Mul(Mul(LoadPartial(x + i, c), f), LoadPartial(weight + i, c)), c);
+             });
+}
+
+static void Scale(float* x, float factor, int64_t n) {
+  const Vec f = Set1(factor);
+  ForVectors(n, [&](int64_t i) { Store(x + i, Mul(Load(x + i), f)); },
+             [&](int64_t i, int64_t c) { StorePartial(x + i, Mul(LoadPartial(x + i, c), f), c); });
+}
+
+static void AddRow(const float* x, float* inout, int64_t n) {
+  ForVectors(n, [&](int64_t i) { Store(inout + i, Add(Load(inout + i), Load(x + i))); },
+             [&](int64_t i, int64_t c) {
+               StorePartial(inout + i, Add(LoadPartial(inout + i, c), LoadPartial(x + i, c)), c);
+             });
+}
+
+static void Axpy(float factor, const float* x, float* inout, int64_t n) {
+  const Vec f = Set1(factor);
+  ForVectors(n, [&](int64_t i) { Store(inout + i, MulAdd(f, Load(x + i), Load(inout + i))); },
+             [&](int64_t i, int64_t c) {
+               StorePartial(inout + i, MulAdd(f, LoadPartial(x + i, c), LoadPartial(inout + i, c)), c);
+             });
+}
+
+static inline Vec Silu(Vec g) { return Div(g, Add(Set1(1.0f), Exp(Sub(Zero(), g)))); }
+
+static void SiluTimes(const float* gate, const float* up, float* out, int64_t n) {
+  ForVectors(n, [&](int64_t i) { Store(out + i, Mul(Silu(Load(gate + i)), Load(up + i))); },
+             [&](int64_t i, int64_t c) {
+               StorePartial(out + i, Mul(Silu(LoadPartial(gate + i, c)), LoadPartial(up + i, c)), c);
+             });
+}
+
+// Rows lie in the lanes, keys are walked: no sum crosses lanes.
+static void SoftmaxLanes(const SoftmaxArgs& a, int64_t lane) {
+  const Vec scale = Set1(a.scale), masked = Set1(-__builtin_inff()), old = Load(a.largest + lane);
+  Vec largest = old;
+  for (int64_t key = 0; key < a.keys; ++key) {
+    float* row = a.scores + key * kTileRows + lane;
+    const Vec s = SelectBelow(static_cast<int32_t>(key), a.limits + lane, Mul(Load(row), scale), masked);
+    Store(row, s);
+    largest = Max(largest, s);
+  }
+  // A row that has seen no key yet keeps -inf; a finite base avoids inf - inf.
+  const Vec base = Max(Set1(-3e38f), largest);
+  Vec sum = Zero();
+  for (int64_t key = 0; key < a.keys; ++key) {
+    float* row = a.scores + key * kTileRows + lane;
+    const Vec p = Exp(Sub(Load(row), base));
+    Store(row, p);
+    sum = Add(sum, p);
+  }
+  const Vec rescale = Exp(Sub(old, base));
+  Store(a.rescale + lane, rescale);
+  Store(a.sum + lane, MulAdd(Load(a.sum + lane), rescale, sum));
+  Store(a.largest + lane, largest);
+}
+
+static void SoftmaxBlock(const SoftmaxArgs& a) {
+  for (int64_t lane = 0; lane < a.rows; lane += kLanes) SoftmaxLanes(a, lane);
+}

@@ -1,0 +1,21 @@
+// Element types of weights as types of their own, so that overloads choose the conversion.
+#pragma once
+
+#include <cstdint>
+
+namespace latentmesh {
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+struct F8 {
+  uint8_t bits;
+};
+
+// Vector loads of F8 read the code as an f16 and come out smaller by 2^-8; scales are multiplied with this instead.
+constexpr float kF8Unit = 256.0f;
+
+}  // namespace latentmesh
