@@ -31,6 +31,7 @@ struct BalanceCase {
   int ranks_per_node = 8;
   int redundant = 0;                 // copies beyond one an expert
   int groups = 1;                    // n_group of the router
+  bool global = false;               // see BalanceShape
 };
 
 // Over all layers; "before" is the contiguous placement, "after" the balanced one.

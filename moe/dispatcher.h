@@ -31,6 +31,7 @@ struct DispatchLimits {
   int32_t top_k = 0;
   int32_t max_local_experts = 0;     // of any rank and placement used with this dispatcher
   DType activation = DType::kF32;    // of x, of the experts' rows and of out
+  int32_t ranks_per_node = 0;        // for counting node_rows_sent; 0: not counted
   DType payload = DType::kF32;       // of rows on the wire: kF32 or kBF16 (rounded to nearest once in each direction)
   // Buffer sizes a round, 0: large enough for evenly spread tokens in one round. Larger loads take several rounds.
   int64_t max_rows = 0;              // rows received (and rows sent), at least the size of the ep group
@@ -69,6 +70,7 @@ struct DispatchVolume {
   int64_t rows_sent = 0;             // (token, other destination rank) pairs
   int64_t slots_sent = 0;            // (token, expert on another rank) pairs
   int64_t rows_received = 0;
+  int64_t node_rows_sent = 0;        // (token, other node) pairs: what group-limited routing bounds
 };
 struct DispatchWireBytes {
   int64_t counts = 0;                // exchange of the counts

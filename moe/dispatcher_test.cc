@@ -216,6 +216,20 @@ TEST(Dispatch, BytesOnTheWireEqualTheFormula) {
   }
 }
 
+TEST(Dispatch, CountsNodesATokenReaches) {
+  Scenario s = MakeScenario(ExpertPlacement::Contiguous(12, 6), 5, {9, 4, 0, 3, 8, 8}, 21);
+  s.limits.ranks_per_node = 2;
+  Outcome outcome = RunAll(s);
+  for (int r = 0; r < 6; ++r) {
+    std::set<std::pair<int64_t, int>> pairs;
+    for (size_t i = 0; i < s.ranks[r].ids.size(); ++i) {
+      int node = s.placement.RankOf(s.ranks[r].ids[i]) / 2;
+      if (node != r / 2) pairs.insert({static_cast<int64_t>(i) / 5, node});
+    }
+    EXPECT_EQ(outcome.volume[r].node_rows_sent, static_cast<int64_t>(pairs.size()));
+  }
+}
+
 TEST(Dispatch, TokenWithAllExpertsOnOneRankIsSentOnce) {
   Scenario s = MakeScenario(ExpertPlacement::Contiguous(16, 2), 8, {5, 0}, 4);
   for (size_t i = 0; i < s.ranks[0].ids.size(); ++i) s.ranks[0].ids[i] = 8 + static_cast<int32_t>(i % 8);   // rank 1's

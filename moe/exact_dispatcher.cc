@@ -59,6 +59,7 @@ class ExactDispatcher : public TokenDispatcher {
   TensorView SendRows(Stream& stream);
   TensorView ReturnRows(const TensorView& partial, Stream& stream);
   void AddReturned(const TensorView& returned, const TensorView& out, Stream& stream);
+  int64_t CountNodeRows() const;
 
   Ops& ops_;
   Communicator& ep_;
@@ -228,6 +229,22 @@ void ExactDispatcher::AddReturned(const TensorView& returned, const TensorView& 
   ops_.CombineRows({returned, buffers_.return_index.view.i32(), buffers_.ones.view.f32(), width, out, true}, stream);
 }
 
+int64_t ExactDispatcher::CountNodeRows() const {
+  if (limits_.ranks_per_node < 1) return 0;
+  int mine = ep_.rank() / limits_.ranks_per_node;
+  int64_t pairs = 0;
+  std::vector<int> last_node(params_.x.dim(0), -1);       // ranks rise, so that a node's ranks come in a row
+  for (int p = 0; p < ep_.size(); ++p) {
+    int node = p / limits_.ranks_per_node;
+    for (int64_t i = out_rows_.row_begin[p]; node != mine && i < out_rows_.row_begin[p + 1]; ++i) {
+      int& last = last_node[out_rows_.token[i]];
+      pairs += last != node;
+      last = node;
+    }
+  }
+  return pairs;
+}
+
 DispatchVolume ExactDispatcher::last_volume() const {
   DispatchVolume volume;
   int me = ep_.rank();
@@ -237,6 +254,7 @@ DispatchVolume ExactDispatcher::last_volume() const {
     volume.slots_sent += out_rows_.slots(p);
     volume.rows_received += in_rows_.rows(p);
   }
+  volume.node_rows_sent = CountNodeRows();
   return volume;
 }
 

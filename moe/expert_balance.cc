@@ -68,7 +68,7 @@ std::vector<std::vector<int32_t>> BalanceGlobal(std::span<const double> loads, c
 }  // namespace
 
 bool UsesHierarchy(const BalanceShape& s) {
-  return s.nodes > 1 && s.groups >= s.nodes && s.groups % s.nodes == 0 && s.ranks % s.nodes == 0 &&
+  return !s.global && s.nodes > 1 && s.groups >= s.nodes && s.groups % s.nodes == 0 && s.ranks % s.nodes == 0 &&
          s.experts % s.groups == 0;
 }
 

@@ -24,6 +24,7 @@ struct BalanceShape {
   int sites = 0;                     // copies in all, experts + redundant; dealt to ranks by SplitRange
   int groups = 1;                    // n_group of the router
   int nodes = 1;                     // node n owns the ranks [n, n + 1) * ranks / nodes
+  bool global = false;               // never hierarchical: for one node per few groups, when evenness matters most
 };
 // kInvalidArgument names the field and what it must be.
 Status ValidateBalanceShape(const BalanceShape& shape);

@@ -155,11 +155,21 @@ TEST(BalanceExperts, HierarchyKeepsGroupsOnTheirNode) {
   EXPECT_THAT(groups_on_node, ElementsAre(2, 2, 2, 2));
 }
 
+// One group a node: nodes cannot be more even than groups are. Giving up the hierarchy gives evenness.
+TEST(BalanceExperts, GlobalIsMoreEvenThanOneGroupANode) {
+  BalanceShape shape{256, 64, 320, 8, 8}, global = shape;
+  global.global = true;
+  std::vector<double> loads = Zipf(256, 0.8, 3);
+  double hierarchical = MaxOverMean(BalanceExperts(loads, shape).value(), loads);
+  EXPECT_LT(MaxOverMean(BalanceExperts(loads, global).value(), loads), hierarchical);
+}
+
 TEST(BalanceExperts, HierarchyOnlyWhereGroupsDivide) {
   EXPECT_FALSE(UsesHierarchy({256, 320, 320, 8, 40}));
   EXPECT_FALSE(UsesHierarchy({256, 24, 264, 8, 3}));
   EXPECT_FALSE(UsesHierarchy({256, 8, 256, 8, 1}));
   EXPECT_TRUE(UsesHierarchy({256, 16, 256, 8, 2}));
+  EXPECT_FALSE(UsesHierarchy({256, 16, 256, 8, 2, /*global=*/true}));
 }
 
 TEST(BalanceExperts, LoadsSplitEvenlyAmongReplicas) {
