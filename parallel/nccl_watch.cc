@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "parallel/backoff.h"
+#include "parallel/watchdog.h"
 
 namespace latentmesh {
 
@@ -13,7 +14,16 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr milliseconds kInspectEvery{100}, kTimeToThrow{5'000}, kTimeToFinalize{10'000};
+constexpr milliseconds kInspectEvery{100}, kSlack{2'000}, kTimeToThrow{5'000}, kTimeToFinalize{10'000};
+
+// After a failure ncclCommAbort, cudaFree and every wait for the GPU may hang, so that neither a caught Error nor a
+// destructor can be relied on: this ends the process in any case. Never stopped.
+void EndProcessWithin(milliseconds time, const std::string& message, StatusCode code) {
+  static std::mutex mutex;
+  static std::vector<std::unique_ptr<Watchdog>> watchdogs;
+  std::lock_guard lock(mutex);
+  watchdogs.push_back(std::make_unique<Watchdog>(time, message, code));
+}
 
 }  // namespace
 
@@ -113,8 +123,30 @@ void NcclLink::Enqueue(const CallSite& site, const char* call, cudaStream_t stre
                        const std::function<ncclResult_t(ncclComm_t)>& calls) {
   std::lock_guard lock(mutex_);
   ThrowFailure();
+  host_step_ = site.step;
+  host_operation_ = site.operation;
+  host_since_ = Clock::now().time_since_epoch().count();
+  host_call_ = call;
   Settle(site, call, calls(comm_));
-  if (tracked_ == nullptr) Track(site, call, stream);
+  Track(site, call, stream);
+  host_call_ = nullptr;
+}
+
+CallSite NcclLink::SiteAt(int64_t step, const char* operation) const {
+  CallSite site = site_;
+  site.step = step;
+  site.operation = operation;
+  return site;
+}
+
+// NCCL promises that calls on a non-blocking communicator return at once; connecting to a stopped peer has been seen not to.
+void NcclLink::CheckHost() {
+  const char* call = host_call_;
+  if (call == nullptr) return;
+  auto waited = Clock::now() - Clock::time_point(Clock::duration(host_since_.load()));
+  if (waited < site_.timeout + kSlack) return;
+  Error error = SiteAt(host_step_, host_operation_).TimedOut(call, site_.timeout, OtherRanks());
+  EndProcessWithin(milliseconds(0), error.what(), error.code());
 }
 
 // The communicator is non-blocking: a call may still be connecting in the background when it returns.
@@ -133,14 +165,15 @@ void NcclLink::Settle(const CallSite& site, const char* call, ncclResult_t rc) {
   ThrowFailure();
 }
 
-// Not during a capture: the event would belong to the graph.
+// The event moves behind the latest work, because no later call may come to notice that. Not during a capture: there the
+// event would belong to the graph.
 void NcclLink::Track(const CallSite& site, const char* call, cudaStream_t stream) {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   CheckCuda(cudaStreamIsCapturing(stream, &capture), site, call);
   if (capture != cudaStreamCaptureStatusNone) return;
   CheckCuda(cudaEventRecord(event_, stream), site, call);
-  site_.step = site.step;
-  site_.operation = site.operation;
+  tracked_step_ = site.step;
+  tracked_operation_ = site.operation;
   tracked_ = call;
   tracked_since_ = Clock::now();
 }
@@ -158,32 +191,31 @@ void NcclLink::Synchronize(const CallSite& site, const char* call, cudaStream_t 
   ThrowFailure();
 }
 
-// If the lock is taken, the host is inside a call that has its own deadline.
 void NcclLink::Inspect() {
   std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || comm_ == nullptr) return;
+  if (!lock) return CheckHost();
+  if (comm_ == nullptr) return;
   ncclResult_t rc = ncclSuccess, asked = ncclCommGetAsyncError(comm_, &rc);
   if (asked != ncclSuccess) rc = asked;
   const char* call = tracked_ == nullptr ? "NCCL" : tracked_;
+  CallSite site = SiteAt(tracked_step_, tracked_operation_);
   if (rc != ncclSuccess && rc != ncclInProgress) {
-    Fail(site_.Fail(StatusCode::kCommunication, call, LastError(rc)));
+    Fail(site.Fail(StatusCode::kCommunication, call, LastError(rc)));
   } else if (tracked_ != nullptr) {
     cudaSetDevice(device_);
     cudaError_t done = cudaEventQuery(event_);
     if (done != cudaErrorNotReady) tracked_ = nullptr;
-    else if (Clock::now() - tracked_since_ > site_.timeout) Fail(site_.TimedOut(call, site_.timeout, OtherRanks()));
+    else if (Clock::now() - tracked_since_ > site.timeout) Fail(site.TimedOut(call, site.timeout, OtherRanks()));
   }
-  if (failure_) last_resort_ = std::make_unique<Watchdog>(kTimeToThrow, failure_->what(), failure_->code());
 }
 
 void NcclLink::ThrowFailure() {
-  if (!failure_) return;
-  last_resort_.reset();
-  throw *failure_;
+  if (failure_) throw *failure_;
 }
 
 void NcclLink::Fail(const Error& error) {
   failure_ = error;
+  EndProcessWithin(kTimeToThrow, error.what(), error.code());
   if (comm_ != nullptr) ncclCommAbort(comm_);
   comm_ = nullptr;
 }

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 #include <nccl.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -15,7 +16,6 @@
 
 #include "parallel/call_site.h"
 #include "parallel/nccl_communicator.h"
-#include "parallel/watchdog.h"
 
 namespace latentmesh {
 
@@ -47,20 +47,28 @@ class NcclLink {
   void Settle(const CallSite& site, const char* call, ncclResult_t rc);
   void Track(const CallSite& site, const char* call, cudaStream_t stream);
   void ThrowFailure();
-  void Fail(const Error& error);           // aborts the communicator and keeps the error
+  void Fail(const Error& error);           // keeps the error, aborts the communicator; from here on the process must end
   std::string LastError(ncclResult_t rc) const;
   std::string OtherRanks() const;
 
+  void CheckHost();
+  CallSite SiteAt(int64_t step, const char* operation) const;
+
   std::mutex mutex_;                       // held while NCCL is called
-  CallSite site_;                          // of the work that is tracked
+  const CallSite site_;
   std::vector<std::string> peers_;
   ncclComm_t comm_ = nullptr;              // nullptr: aborted
   int device_ = 0;
-  cudaEvent_t event_ = nullptr;            // recorded behind the tracked work
+  cudaEvent_t event_ = nullptr;            // behind the latest work that is not in a graph
   const char* tracked_ = nullptr;          // the call that is tracked; nullptr: none
   Clock::time_point tracked_since_;
+  int64_t tracked_step_ = -1;
+  const char* tracked_operation_ = "";
+  // The host's own call, for a watcher that cannot get the lock because NCCL does not return.
+  std::atomic<const char*> host_call_{nullptr};
+  std::atomic<int64_t> host_since_{0}, host_step_{-1};
+  std::atomic<const char*> host_operation_{""};
   std::optional<Error> failure_;
-  std::unique_ptr<Watchdog> last_resort_;  // ends the process if nobody asks for the failure
   std::shared_ptr<NcclWatcher> watcher_;
 };
 

@@ -1,4 +1,5 @@
-// One rank of the multi-process tests; tests/parallel/CMakeLists.txt runs it under mpirun. `mpi_ranks CASE [ARGUMENT]`.
+// One rank of the multi-process tests; tests/parallel/CMakeLists.txt runs it under mpirun: `mpi_ranks CASE [cuda]`.
+// With "cuda" data lies on the GPU, which the ranks share, and travels by NCCL.
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +32,8 @@ void Require(bool condition, const std::string& what) {
   if (!condition) throw Error(StatusCode::kMismatch, "wrong: " + what);
 }
 
+bool OnHost(Ranks& ranks) { return ranks.device.kind() == DeviceKind::kCpu; }
+
 // Every layout of these ranks, every group, all operations.
 void Collectives(Ranks& ranks) {
   int n = ranks.job.size();
@@ -40,7 +43,8 @@ void Collectives(Ranks& ranks) {
       CommunicatorSet set = ranks.Make({.tp = tp, .dp = dp, .pp = n / tp / dp, .cp = tp % 2 == 0 ? 2 : 1});
       for (Communicator* group : {set.world.get(), set.tp.get(), set.cp.get(), set.dp.get(), set.ep.get(), set.pp.get()})
         for (size_t max_bytes : {100, 5'000, 400'000}) {
-          SelfCheckOptions options{.seed = max_bytes + tp, .rounds = max_bytes > 100'000 ? 3 : 8, .max_bytes = max_bytes};
+          SelfCheckOptions options{.seed = max_bytes + tp, .rounds = max_bytes > 100'000 || !OnHost(ranks) ? 2 : 8,
+                                   .max_bytes = max_bytes, .device = OnHost(ranks) ? nullptr : &ranks.device};
           Status agreed = ranks.job.control().Agree(CheckCollectives(*group, ranks.stream, options));
           Require(agreed.ok(), agreed.message());
         }
@@ -117,8 +121,10 @@ void LongStep(Ranks& ranks) {
 }
 
 void DieIn(Ranks& ranks, int signal, const std::function<void(CommunicatorSet&)>& operation) {
-  ranks.job.SetOptions({.step_timeout = milliseconds(2'000), .idle_timeout = milliseconds(2'000)});
+  ranks.job.SetOptions({.step_timeout = milliseconds(OnHost(ranks) ? 2'000 : 15'000),
+                        .idle_timeout = milliseconds(2'000)});
   CommunicatorSet set = ranks.Make({.tp = ranks.job.size()});
+  set.tp->Barrier(ranks.stream);
   set.tp->SetContext(17, "layer 3 reduce");
   ranks.job.control().Barrier();
   if (ranks.job.rank() == ranks.job.size() - 1) raise(signal);
@@ -127,8 +133,10 @@ void DieIn(Ranks& ranks, int signal, const std::function<void(CommunicatorSet&)>
 
 void StopInCollective(Ranks& ranks) {
   DieIn(ranks, SIGSTOP, [&](CommunicatorSet& set) {
-    std::vector<float> data(100'000);
-    set.tp->AllReduceSum(TensorView(data.data(), DType::kF32, {100'000}), ranks.stream);
+    Tensor data(&ranks.device, DType::kF32, {100'000});
+    set.tp->AllReduceSum(data.view, ranks.stream);
+    ranks.stream.Synchronize();            // on a GPU the host waits here, where only the watcher can end it
+    set.tp->Barrier(ranks.stream);
   });
 }
 void StopInGather(Ranks& ranks) {
@@ -175,8 +183,11 @@ int Run(int argc, char** argv) {
   if (!job.ok()) return std::fprintf(stderr, "%s\n", job.status().message().c_str()), ExitCode(job.status().code());
   auto test = kCases.find(argc > 1 ? argv[1] : "");
   if (test == kCases.end()) return ExitCode(StatusCode::kInvalidArgument);
-  auto device = CreateDevice(DeviceKind::kCpu, {.threads = 1});
-  LM_CHECK(device.ok());
+  bool cuda = argc > 2 && std::string(argv[2]) == "cuda";
+  (*job)->SetOptions({.step_timeout = milliseconds(60'000), .share_gpu = cuda});
+  auto device = CreateDevice(cuda ? DeviceKind::kCuda : DeviceKind::kCpu,
+                             {.threads = 1, .local_rank = (*job)->local_rank(), .share_gpu = cuda});
+  if (!device.ok()) return ExitCode(device.status().code());
   auto stream = (*device)->CreateStream();
   Ranks ranks{**job, **device, *stream};
   try {
