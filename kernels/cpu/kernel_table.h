@@ -90,6 +90,9 @@ struct KernelTable {
   void (*add)(const float* x, float* inout, int64_t n);
   void (*axpy)(float factor, const float* x, float* inout, int64_t n);
   void (*silu_times)(const float* gate, const float* up, float* out, int64_t n);
+  // Multiply-adds in registers only, for measuring the machine: `rounds` times fma_flops operations.
+  float (*fma_burn)(int64_t rounds);
+  int64_t fma_flops;
 };
 
 const KernelTable& PortableKernels();

@@ -24,6 +24,8 @@ static const KernelTable kTable = {
     AddRow,
     Axpy,
     SiluTimes,
+    FmaBurn,
+    kBurnChains * kLanes * 2,
 };
 
 }  // namespace latentmesh::LM_ISA

@@ -117,3 +117,20 @@ static void SoftmaxLanes(const SoftmaxArgs& a, int64_t lane) {
 static void SoftmaxBlock(const SoftmaxArgs& a) {
   for (int64_t lane = 0; lane < a.rows; lane += kLanes) SoftmaxLanes(a, lane);
 }
+
+constexpr int kBurnChains = kLanes == 16 ? 24 : 12;
+
+static float FmaBurn(int64_t rounds) {
+  Vec acc[kBurnChains];
+#pragma GCC unroll 24
+  for (int i = 0; i < kBurnChains; ++i) acc[i] = Set1(static_cast<float>(i));
+  Vec a = Set1(0.999f), b = Set1(0.001f);
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 24
+    for (int i = 0; i < kBurnChains; ++i) acc[i] = MulAdd(acc[i], a, b);
+  }
+  float sum = 0;
+#pragma GCC unroll 24
+  for (int i = 0; i < kBurnChains; ++i) sum += ReduceAdd(acc[i]);
+  return sum;
+}
