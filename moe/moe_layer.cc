@@ -22,11 +22,15 @@ DispatchLimits LimitsOf(const MoeConfig& config, const MoeWorkspaceOptions& opti
   return ResolveLimits(limits, ranks);
 }
 
-// Limits for ForwardReplicated: the same experts, no exchange.
+// Limits for ForwardReplicated: the same experts, no exchange. A rank serves its share of all choices; room for half as
+// many again, and more uneven loads take another round.
 DispatchLimits ReplicatedLimits(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
   DispatchLimits limits = LimitsOf(config, options, ranks);
   limits.max_tokens = options.max_replicated_tokens;
   limits.max_rows = limits.max_slots = 0;
+  limits = ResolveLimits(limits, 1);
+  int64_t choices = options.max_replicated_tokens * config.top_k;
+  limits.max_slots = std::min(limits.max_slots, std::max<int64_t>(choices * 3 / (2 * ranks), 1024));
   return ResolveLimits(limits, 1);
 }
 
