@@ -16,22 +16,12 @@
 #include "parallel/bootstrap.h"
 #include "runtime/config/model_config.h"
 #include "runtime/engine/engine_options.h"
+#include "runtime/engine/memory_plan.h"
 #include "runtime/engine/request.h"
-#include "runtime/text/tokenizer.h"
 
 namespace latentmesh {
 
-// Bytes a rank, before anything is allocated; the engine allocates what it says.
-struct MemoryPlan {
-  uint64_t weights = 0;
-  uint64_t cache = 0;
-  uint64_t activations = 0;
-  uint64_t communication = 0;
-  uint64_t available = 0;              // what the device had free
-  int64_t cache_blocks = 0;            // of block_size tokens
-  int64_t cache_bytes_per_token = 0;   // all layers of this rank
-  uint64_t total() const { return weights + cache + activations + communication; }
-};
+class Tokenizer;
 
 struct EngineStats {
   int64_t running = 0;                 // sequences
@@ -74,7 +64,11 @@ class Engine {
   virtual bool Step() = 0;                                      // one step; false when there was nothing to do
   virtual void RunUntilIdle() = 0;
   virtual void RunUntil(const std::atomic<bool>& stop) = 0;     // serves until stop is set; sleeps while idle
+  // Only while no request is live.
   virtual Result<ScoreResult> Score(const std::vector<int32_t>& ids, const ScoreOptions& options) = 0;
+  // Tells the waiting ranks that this one is busy with something else (reading a file, a reference run): call it at
+  // least once a second then. Step and RunUntil do so themselves.
+  virtual void KeepAlive() = 0;
 
   virtual const ModelConfig& config() const = 0;
   virtual const Tokenizer* tokenizer() const = 0;               // nullptr when the checkpoint has none (token ids only)
@@ -85,6 +79,8 @@ class Runtime {
  public:
   // Collective. On failure every rank gets the same Status.
   static Result<std::unique_ptr<Runtime>> Create(Job& job, const EngineOptions& options);
+  // A world of one rank inside this process, whatever job it belongs to; the reference run of `verify`.
+  static Result<std::unique_ptr<Runtime>> CreateLocal(const EngineOptions& options);
   virtual ~Runtime() = default;
 
   virtual const ParallelConfig& layout() const = 0;

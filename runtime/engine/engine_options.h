@@ -28,6 +28,7 @@ struct EngineOptions {
   uint64_t seed = 0;                  // for requests without one
   AttentionMode attention = AttentionMode::kAuto;
   std::function<void(const LoadProgress&)> load_progress;   // called on rank 0
+  std::function<void()> keep_alive;   // called between steps: for a CreateLocal run inside a job's body
 };
 
 }  // namespace latentmesh

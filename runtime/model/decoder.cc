@@ -77,7 +77,7 @@ void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const 
   for (int64_t layer = 0; layer < static_cast<int64_t>(weights_.layers.size()); ++layer) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
     if (batch.copy_count > 0) ops.CopyBlocks({cache.layer(layer), batch.copies, batch.copy_count}, *ctx_.stream);
-    if (pending.empty()) ops.RmsNorm({x, {}, w.input_norm, eps, h}, *ctx_.stream);
+    if (pending.data == nullptr) ops.RmsNorm({x, {}, w.input_norm, eps, h}, *ctx_.stream);
     else ops.RmsNorm({pending, x, w.input_norm, eps, h}, *ctx_.stream);
     Attention(layer, cache, batch, h, delta);
     ops.RmsNorm({delta, x, w.post_attention_norm, eps, h}, *ctx_.stream);
@@ -89,7 +89,7 @@ void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const 
       (*observer)(ctx_.shard.layers.begin + layer + 1, x);
     }
   }
-  if (!pending.empty()) ops.Add({pending, x}, *ctx_.stream);
+  if (pending.data != nullptr) ops.Add({pending, x}, *ctx_.stream);
   End(x);
 }
 

@@ -38,7 +38,7 @@ void MlaAttention::Forward(const MlaWeights& w, const CacheView& cache, const St
 
 void MlaAttention::ProjectQueries(const MlaWeights& w, const StepBatch& batch, const TensorView& x) {
   TensorView q = q_.Rows(0, batch.tokens), in = x;
-  if (!q_a_.empty()) {
+  if (ctx_.config->q_lora_rank > 0) {
     in = q_a_.Rows(0, batch.tokens);
     ctx_.ops->Gemm({x, w.q_a.w, w.q_a.bias, in}, *ctx_.stream);
     ctx_.ops->RmsNorm({in, {}, w.q_a_norm, kLowRankNormEps, in}, *ctx_.stream);

@@ -1,0 +1,304 @@
+#include "runtime/engine/engine_impl.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace latentmesh {
+namespace {
+
+constexpr auto kIdleWait = std::chrono::milliseconds(100);
+constexpr auto kHeartbeatEvery = std::chrono::milliseconds(500);
+
+SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
+  SchedulerOptions options;
+  options.dp = setup.shard.layout.dp;
+  options.block_size = setup.limits.block_size * setup.shard.layout.cp;
+  options.blocks_per_shard = setup.cache.num_blocks;
+  options.max_batch_tokens = static_cast<int32_t>(setup.limits.max_tokens);
+  options.max_seqs = static_cast<int32_t>(setup.limits.max_seqs);
+  options.max_model_len = static_cast<int32_t>(setup.limits.max_model_len);
+  options.prefix_caching = setup.options.prefix_caching;
+  return options;
+}
+
+const float* Row(const StepResult::Shard& shard, int64_t row, int64_t vocab) {
+  LM_CHECK(row < shard.rows);
+  return shard.logits.data() + row * vocab;
+}
+
+}  // namespace
+
+bool EngineImpl::Live::finished() const {
+  return std::all_of(choices.begin(), choices.end(), [](const ChoiceState& c) { return c.finished(); });
+}
+
+Result<std::unique_ptr<EngineImpl>> EngineImpl::Create(Worker& worker, ControlChannel& control,
+                                                       std::unique_ptr<Tokenizer> tokenizer) {
+  LM_ASSIGN_OR_RETURN(auto scheduler, Scheduler::Create(SchedulerOptionsOf(worker.setup())));
+  return std::unique_ptr<EngineImpl>(new EngineImpl(worker, control, std::move(tokenizer), std::move(scheduler)));
+}
+
+EngineImpl::EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<Tokenizer> tokenizer,
+                       std::unique_ptr<Scheduler> scheduler)
+    : worker_(worker), control_(control), tokenizer_(std::move(tokenizer)), scheduler_(std::move(scheduler)),
+      next_seed_(worker.setup().options.seed) {
+  for (int64_t id : config().eos_token_ids) eos_ids_.push_back(static_cast<int32_t>(id));
+}
+
+Status EngineImpl::CheckRequest(const Request& request) const {
+  if (request.prompt_ids.empty()) return InvalidArgument("prompt: is empty; at least one token is needed");
+  for (int32_t id : request.prompt_ids)
+    if (id < 0 || id >= config().vocab_size)
+      return InvalidArgument(fmt::format("prompt: token id {} is outside the vocabulary of {}", id, config().vocab_size));
+  return ValidateSamplingParams(request.sampling, config().vocab_size);
+}
+
+Status EngineImpl::Submit(Request request) {
+  LM_RETURN_IF_ERROR(CheckRequest(request));
+  std::lock_guard lock(mutex_);
+  if (ids_.count(request.id)) return InvalidArgument("request id " + request.id + " is in use by a live request");
+  RequestSpec spec;
+  spec.id = next_id_;
+  spec.prompt = request.prompt_ids;
+  spec.n = request.sampling.n;
+  spec.max_tokens = request.sampling.max_tokens;
+  spec.prompt_logprobs = request.sampling.prompt_logprobs.has_value();
+  LM_RETURN_IF_ERROR(scheduler_->AddRequest(std::move(spec)));
+
+  auto live = std::make_unique<Live>();
+  live->request = std::move(request);
+  live->submitted = Clock::now();
+  live->output.request_id = live->request.id;
+  live->output.prompt_tokens = static_cast<int32_t>(live->request.prompt_ids.size());
+  uint64_t seed = live->request.sampling.seed.value_or(ChoiceSeed(next_seed_++, -1));
+  for (int32_t i = 0; i < live->request.sampling.n; ++i)
+    live->choices.emplace_back(i, ChoiceSeed(seed, i), live->request.sampling, tokenizer_.get(), eos_ids_);
+  ids_[live->request.id] = next_id_;
+  live_[next_id_++] = std::move(live);
+  work_.notify_one();
+  return Status::Ok();
+}
+
+void EngineImpl::Cancel(const std::string& request_id) {
+  std::lock_guard lock(mutex_);
+  auto found = ids_.find(request_id);
+  if (found == ids_.end() || live_[found->second]->cancelled) return;
+  scheduler_->Cancel(found->second);
+  live_[found->second]->cancelled = true;
+  cancelled_.push_back(found->second);
+  work_.notify_one();
+}
+
+EngineStats EngineImpl::Stats() const {
+  std::lock_guard lock(mutex_);
+  SchedulerStats s = scheduler_->Stats();
+  EngineStats stats;
+  stats.running = s.running;
+  stats.waiting = s.waiting;
+  stats.cache_usage = s.cache_usage();
+  stats.steps = s.steps;
+  stats.prompt_tokens = prompt_tokens_;
+  stats.generated_tokens = generated_tokens_;
+  stats.preemptions = s.preemptions;
+  stats.prefix_queries = s.prefix_queries;
+  stats.prefix_hits = s.prefix_hits;
+  stats.expert_load = worker_.ExpertLoads();
+  return stats;
+}
+
+StepResult EngineImpl::RunPlan(StepCommand command) {
+  std::string bytes = EncodeCommand(command);
+  control_.Broadcast(bytes);
+  StepResult result = worker_.Execute(command);
+  if (const auto& keep_alive = worker_.setup().options.keep_alive) keep_alive();
+  return result;
+}
+
+bool EngineImpl::Step() {
+  std::vector<Delivery> deliveries = TakeCancelled();
+  ScheduledStep step;
+  {
+    std::lock_guard lock(mutex_);
+    step = scheduler_->Schedule();
+    if (step.empty() && scheduler_->HasWork())
+      throw Error(StatusCode::kInternal, "the scheduler has requests but no step for them");
+  }
+  bool worked = !step.empty() || !deliveries.empty();
+  if (!step.empty()) {
+    StepCommand command{worker_.setup().options.attention, false, step.plan};
+    StepResult result = RunPlan(std::move(command));
+    Collect(step, result, deliveries);
+  }
+  for (const Delivery& d : deliveries)
+    if (d.on_output) d.on_output(d.output);
+  return worked;
+}
+
+std::vector<EngineImpl::Delivery> EngineImpl::TakeCancelled() {
+  std::lock_guard lock(mutex_);
+  std::vector<Delivery> deliveries;
+  for (int64_t id : std::exchange(cancelled_, {})) {
+    Live& live = *live_.at(id);
+    for (ChoiceState& choice : live.choices) {
+      if (choice.finished()) continue;
+      ChoiceDelta delta;
+      choice.Abort(delta);
+      live.output.choices.push_back(std::move(delta));
+    }
+    Finish(id, deliveries);
+  }
+  return deliveries;
+}
+
+// Moves the request's last output out and forgets it.
+void EngineImpl::Finish(int64_t id, std::vector<Delivery>& deliveries) {
+  auto node = live_.extract(id);
+  Live& live = *node.mapped();
+  live.output.finished = true;
+  live.output.times.finished = Since(live);
+  ids_.erase(live.request.id);
+  deliveries.push_back({std::move(live.request.on_output), std::move(live.output)});
+}
+
+void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries) {
+  std::lock_guard lock(mutex_);
+  std::vector<ChoiceResult> results;
+  std::vector<int64_t> touched;
+  for (const ScheduledSequence& entry : step.sequences) {
+    auto found = live_.find(entry.request);
+    if (found == live_.end() || found->second->cancelled) continue;
+    Live& live = *found->second;
+    const StepResult::Shard& shard = result.shards[static_cast<size_t>(entry.shard)];
+    if (live.output.times.first_scheduled == 0) live.output.times.first_scheduled = Since(live);
+    live.output.cached_tokens = std::min(live.output.cached_tokens + entry.cached, live.output.prompt_tokens);
+    if (entry.prompt_rows > 0) ScorePrompt(entry, shard, live);
+    if (entry.samples) SampleChoices(entry, shard, live, results);
+    if (entry.samples && (touched.empty() || touched.back() != entry.request)) touched.push_back(entry.request);
+  }
+  scheduler_->Commit(step.plan.step, results);
+  std::sort(touched.begin(), touched.end());
+  touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
+  for (int64_t id : touched) {
+    Live& live = *live_.at(id);
+    live.output.prompt_logprobs = std::exchange(live.prompt_logprobs, {});
+    if (live.finished()) {
+      Finish(id, deliveries);
+      continue;
+    }
+    RequestOutput now = live.output;
+    live.output.choices.clear();
+    live.output.prompt_logprobs.clear();
+    deliveries.push_back({live.request.on_output, std::move(now)});
+  }
+}
+
+void EngineImpl::ScorePrompt(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live) {
+  int64_t vocab = config().vocab_size;
+  for (int32_t r = 0; r < entry.prompt_rows; ++r) {
+    const float* row = Row(shard, entry.first_row + r, vocab);
+    int32_t id = live.request.prompt_ids[static_cast<size_t>(entry.first_scored + r)];
+    live.prompt_logprobs.push_back(
+        latentmesh::Score({row, static_cast<size_t>(vocab)}, id, live.request.sampling.prompt_logprobs.value_or(0)));
+  }
+}
+
+void EngineImpl::SampleChoices(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live,
+                               std::vector<ChoiceResult>& results) {
+  const float* row = Row(shard, entry.first_row + entry.rows - 1 - entry.drafts, config().vocab_size);
+  for (int32_t c = entry.first_choice; c < entry.first_choice + entry.choices; ++c) {
+    ChoiceState& choice = live.choices[static_cast<size_t>(c)];
+    if (choice.finished()) continue;
+    SampledToken token = SampleOne(row, choice, live);
+    ChoiceDelta delta;
+    choice.Accept(token, delta);
+    if (live.output.times.first_token == 0) {
+      live.output.times.first_token = Since(live);
+      prompt_tokens_ += live.output.prompt_tokens;
+    }
+    ++live.output.completion_tokens;
+    ++generated_tokens_;
+    live.output.choices.push_back(std::move(delta));
+    results.push_back({entry.request, c, {token.id}, choice.finished()});
+  }
+}
+
+SampledToken EngineImpl::SampleOne(const float* row, const ChoiceState& choice, const Live& live) {
+  row_.assign(row, row + config().vocab_size);
+  SampleContext context;
+  context.prompt = live.request.prompt_ids;
+  context.output = choice.output();
+  context.eos_ids = eos_ids_;
+  context.seed = choice.seed();
+  return Sample(row_, live.request.sampling, context);
+}
+
+void EngineImpl::RunUntilIdle() {
+  while (Step()) {
+  }
+}
+
+void EngineImpl::RunUntil(const std::atomic<bool>& stop) {
+  while (!stop.load()) {
+    if (Step()) continue;
+    KeepAlive();
+    std::unique_lock lock(mutex_);
+    work_.wait_for(lock, kIdleWait, [&] { return stop.load() || scheduler_->HasWork() || !cancelled_.empty(); });
+  }
+}
+
+void EngineImpl::KeepAlive() {
+  if (Clock::now() - last_heartbeat_ < kHeartbeatEvery) return;
+  last_heartbeat_ = Clock::now();
+  control_.Heartbeat();
+}
+
+void EngineImpl::Shutdown() {
+  StepCommand command;
+  command.plan.kind = StepKind::kShutdown;
+  std::string bytes = EncodeCommand(command);
+  control_.Broadcast(bytes);
+}
+
+Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const ScoreOptions& options) {
+  LM_RETURN_IF_ERROR(CheckRequest({"score", ids, {}, nullptr}));
+  std::lock_guard lock(mutex_);
+  if (scheduler_->HasWork()) return InvalidArgument("Score: requests are live; it needs an idle engine");
+  RequestSpec spec;
+  spec.id = next_id_++;
+  spec.prompt = ids;
+  spec.max_tokens = 0;
+  spec.prompt_logprobs = true;           // every position is computed, none taken from the prefix cache
+  LM_RETURN_IF_ERROR(scheduler_->AddRequest(spec));
+
+  ScoreResult score;
+  score.vocab = config().vocab_size;
+  score.tokens = static_cast<int64_t>(ids.size());
+  score.hidden = config().hidden_size;
+  if (options.hidden_states) {
+    score.layers = config().num_hidden_layers + 1;
+    score.hidden_states.resize(static_cast<size_t>(score.layers * score.tokens * score.hidden));
+  }
+  int64_t done = 0;
+  while (scheduler_->HasRequest(spec.id)) {
+    ScheduledStep step = scheduler_->Schedule();
+    LM_CHECK(step.sequences.size() == 1);
+    const ScheduledSequence& entry = step.sequences[0];
+    SequenceStep& part = step.plan.shards[static_cast<size_t>(entry.shard)].sequences[0];
+    int64_t tokens = static_cast<int64_t>(part.tokens.size());
+    part.logits_from = static_cast<int32_t>(std::clamp<int64_t>(options.logits_from - done, 0, tokens));
+    StepResult result = RunPlan({options.attention, options.hidden_states, step.plan});
+    const StepResult::Shard& shard = result.shards[static_cast<size_t>(entry.shard)];
+    score.rows += shard.rows;
+    score.logits.insert(score.logits.end(), shard.logits.begin(), shard.logits.end());
+    for (int64_t layer = 0; layer < score.layers; ++layer)
+      std::copy_n(shard.hidden.begin() + layer * tokens * score.hidden, tokens * score.hidden,
+                  score.hidden_states.begin() + (layer * score.tokens + done) * score.hidden);
+    done += tokens;
+    scheduler_->Commit(step.plan.step, {});
+  }
+  return score;
+}
+
+}  // namespace latentmesh

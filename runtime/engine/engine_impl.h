@@ -1,0 +1,93 @@
+// EngineImpl: requests, scheduler and sampler on the scheduler rank.
+//
+// Locking: `mutex_` guards the live requests and the scheduler. It is not held while a step runs on the ranks or while
+// outputs are delivered, so Submit and Cancel never wait for the model.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "parallel/control_channel.h"
+#include "runtime/engine/choice_state.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/worker.h"
+#include "runtime/schedule/scheduler.h"
+
+namespace latentmesh {
+
+class EngineImpl : public Engine {
+ public:
+  // Both outlive the engine; `tokenizer` may be null.
+  static Result<std::unique_ptr<EngineImpl>> Create(Worker& worker, ControlChannel& control,
+                                                    std::unique_ptr<Tokenizer> tokenizer);
+
+  Status Submit(Request request) override;
+  void Cancel(const std::string& request_id) override;
+  EngineStats Stats() const override;
+  bool Step() override;
+  void RunUntilIdle() override;
+  void RunUntil(const std::atomic<bool>& stop) override;
+  Result<ScoreResult> Score(const std::vector<int32_t>& ids, const ScoreOptions& options) override;
+  void KeepAlive() override;
+  const ModelConfig& config() const override { return worker_.setup().config; }
+  const Tokenizer* tokenizer() const override { return tokenizer_.get(); }
+  int max_model_len() const override { return worker_.setup().options.max_model_len; }
+
+  // Tells the workers to leave their loops.
+  void Shutdown();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Live {
+    Request request;
+    std::vector<ChoiceState> choices;
+    std::vector<SampledToken> prompt_logprobs;
+    Clock::time_point submitted;
+    RequestOutput output;               // what the present step adds; counts and times are kept up
+    bool cancelled = false;
+    bool finished() const;
+  };
+  struct Delivery {
+    std::function<void(const RequestOutput&)> on_output;
+    RequestOutput output;
+  };
+
+  EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<Tokenizer> tokenizer,
+             std::unique_ptr<Scheduler> scheduler);
+  Status CheckRequest(const Request& request) const;
+  StepResult RunPlan(StepCommand command);
+  std::vector<Delivery> TakeCancelled();
+  void Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries);
+  void ScorePrompt(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live);
+  void SampleChoices(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live,
+                     std::vector<ChoiceResult>& results);
+  SampledToken SampleOne(const float* row, const ChoiceState& choice, const Live& live);
+  void Finish(int64_t id, std::vector<Delivery>& deliveries);
+  double Since(const Live& live) const { return std::chrono::duration<double>(Clock::now() - live.submitted).count(); }
+
+  Worker& worker_;
+  ControlChannel& control_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::vector<int32_t> eos_ids_;
+  std::vector<float> row_;               // scratch: a row the sampler may overwrite
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unordered_map<int64_t, std::unique_ptr<Live>> live_;
+  std::map<std::string, int64_t> ids_;   // request id -> scheduler id
+  std::vector<int64_t> cancelled_;
+  int64_t next_id_ = 0;
+  uint64_t next_seed_ = 0;
+  int64_t prompt_tokens_ = 0;
+  int64_t generated_tokens_ = 0;
+  Clock::time_point last_heartbeat_ = Clock::now();
+};
+
+}  // namespace latentmesh

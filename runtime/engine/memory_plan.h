@@ -1,0 +1,20 @@
+// MemoryPlan: what one rank's memory goes to.
+#pragma once
+
+#include <cstdint>
+
+namespace latentmesh {
+
+// Bytes a rank, before anything is allocated; the engine allocates what it says.
+struct MemoryPlan {
+  uint64_t weights = 0;
+  uint64_t cache = 0;
+  uint64_t activations = 0;
+  uint64_t communication = 0;
+  uint64_t available = 0;              // what the device had free
+  int64_t cache_blocks = 0;            // of block_size tokens
+  int64_t cache_bytes_per_token = 0;   // all layers of this rank
+  uint64_t total() const { return weights + cache + activations + communication; }
+};
+
+}  // namespace latentmesh

@@ -1,0 +1,171 @@
+#include "runtime/engine/rank_setup.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "runtime/model/decoder.h"
+
+namespace latentmesh {
+namespace {
+
+constexpr double kUsableShare = 0.92;   // of free memory; the rest is for the libraries, the host side and fragmentation
+
+std::string Gib(uint64_t bytes) { return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1ull << 30)); }
+
+Status CheckPositive(const char* flag, int64_t value) {
+  if (value >= 0) return Status::Ok();
+  return InvalidArgument(fmt::format("{} {}: must be positive, or 0 to let latentmesh choose", flag, value));
+}
+
+Result<std::string> ResolveDType(const char* flag, const std::string& wanted, const std::string& choice) {
+  if (wanted == "auto" || wanted.empty()) return choice;
+  if (wanted == "f32" || wanted == "bf16") return wanted;
+  return InvalidArgument(fmt::format("{} {}: must be auto, f32 or bf16", flag, wanted));
+}
+
+StepLimits MakeLimits(const EngineOptions& options, DeviceKind device) {
+  StepLimits limits;
+  limits.max_tokens = options.max_batch_tokens;
+  limits.max_seqs = options.max_seqs;
+  limits.max_model_len = options.max_model_len;
+  limits.block_size = options.block_size;
+  limits.max_logits_rows = std::min<int64_t>(options.max_batch_tokens, std::max(options.max_seqs, 64));
+  limits.expand_keys = std::min<int64_t>(device == DeviceKind::kCuda ? 4096 : 512, options.max_model_len);
+  return limits;
+}
+
+uint64_t ActivationBytes(const RankSetup& setup, const ModelWeights& weights) {
+  ModelContext ctx;
+  ctx.config = &setup.config;
+  ctx.shard = setup.shard;
+  ctx.limits = setup.limits;
+  ctx.activation = setup.activation;
+  Arena arena;
+  arena.Reserve(DType::kF32, {setup.limits.max_model_len, setup.config.rope_dim()});
+  StepBatchBuilder builder(setup.config, setup.shard, setup.limits, arena);
+  Decoder decoder(ctx, weights, nullptr, setup.placement, arena);
+  ReserveLogitsInbox(setup, arena);
+  return arena.used();
+}
+
+}  // namespace
+
+int64_t RankSetup::blocks_per_sequence() const {
+  int64_t span = int64_t{limits.block_size} * shard.layout.cp;
+  return (limits.max_model_len + span - 1) / span;
+}
+
+TensorView ReserveLogitsInbox(const RankSetup& s, Arena& arena) {
+  bool rank0 = s.shard.pp_rank == 0 && s.shard.dp_rank == 0 && s.shard.tp_rank == 0;
+  if (!rank0) return {};
+  return arena.Reserve(DType::kF32, {s.limits.max_logits_rows, SplitRange(s.config.vocab_size, s.shard.layout.tp, 0).count});
+}
+
+MoeWorkspaceOptions RankSetup::moe_options() const {
+  MoeWorkspaceOptions moe;
+  moe.max_tokens = SplitRange(limits.max_tokens, shard.layout.tp, 0).count;
+  moe.activation = activation;
+  moe.payload = activation;
+  return moe;
+}
+
+void RankSetup::SetBlocks(int64_t blocks) {
+  cache.num_blocks = blocks;
+  plan.cache_blocks = blocks;
+  plan.cache = cache.Bytes();
+}
+
+Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelConfig& config, int world_size,
+                                     DeviceKind device) {
+  EngineOptions r = options;
+  bool gpu = device == DeviceKind::kCuda;
+  r.device = gpu ? "cuda" : "cpu";
+  LM_ASSIGN_OR_RETURN(r.layout, ChooseLayout(config, options.layout, world_size));
+  LM_RETURN_IF_ERROR(ValidateLayout(config, r.layout));
+  LM_ASSIGN_OR_RETURN(r.dtype, ResolveDType("--dtype", options.dtype, gpu ? "bf16" : "f32"));
+  LM_ASSIGN_OR_RETURN(r.kv_dtype, ResolveDType("--kv-dtype", options.kv_dtype, r.dtype));
+  LM_RETURN_IF_ERROR(CheckPositive("--max-batch-tokens", options.max_batch_tokens));
+  LM_RETURN_IF_ERROR(CheckPositive("--max-seqs", options.max_seqs));
+  LM_RETURN_IF_ERROR(CheckPositive("--max-model-len", options.max_model_len));
+  LM_RETURN_IF_ERROR(CheckPositive("--threads", options.threads));
+  if (options.block_size < 1 || options.block_size > 1024)
+    return InvalidArgument(fmt::format("--block-size {}: must be from 1 to 1024 tokens", options.block_size));
+  if (options.max_model_len > config.max_position_embeddings)
+    return InvalidArgument(fmt::format("--max-model-len {} is more than max_position_embeddings {} of the model",
+                                       options.max_model_len, config.max_position_embeddings));
+  if (r.max_model_len == 0) r.max_model_len = static_cast<int>(config.max_position_embeddings);
+  if (r.max_batch_tokens == 0) r.max_batch_tokens = gpu ? 2048 : 512;
+  if (r.max_seqs == 0) r.max_seqs = gpu ? 256 : 64;
+  r.max_seqs = std::min(r.max_seqs, r.max_batch_tokens);
+  return r;
+}
+
+Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resolved, const ProcessMesh& mesh,
+                           const StoredDType& stored, uint64_t available) {
+  RankSetup s;
+  DeviceKind device = resolved.device == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
+  s.config = config;
+  s.options = resolved;
+  s.shard = MakeShard(config, mesh);
+  s.limits = MakeLimits(resolved, device);
+  s.weight_options.round_to_bf16 = resolved.dtype == "bf16";
+  // The CPU keeps activations in f32 whatever the weights are: its multiply-adds are f32 anyway.
+  s.activation = device == DeviceKind::kCuda && resolved.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  if (config.n_routed_experts > 0)
+    s.placement = ExpertPlacement::Contiguous(static_cast<int>(config.n_routed_experts), mesh.ep_size());
+
+  Arena counter;
+  LM_ASSIGN_OR_RETURN(ModelWeights weights,
+                      LayOutWeights(config, s.shard, s.placement, s.weight_options, stored, counter, nullptr));
+  s.plan.weights = counter.used();
+  s.plan.activations = ActivationBytes(s, weights);
+  if (config.n_routed_experts > 0)
+    s.plan.communication = MoeWorkspace::Bytes(MoeConfigOf(config), s.moe_options(), mesh.ep_size());
+  s.plan.available = available;
+
+  s.cache.layers = s.shard.layers.count;
+  s.cache.block_size = resolved.block_size;
+  s.cache.latent = static_cast<int32_t>(config.is_mla() ? config.kv_lora_rank : 2 * s.shard.kv_heads.count * config.head_dim);
+  s.cache.rope = static_cast<int32_t>(config.cache_rope());
+  s.cache.format = resolved.kv_dtype == "bf16" ? CacheFormat::kBF16 : CacheFormat::kF32;
+  s.plan.cache_bytes_per_token = static_cast<int64_t>(s.cache.BytesPerToken());
+
+  uint64_t fixed = s.plan.weights + s.plan.activations + s.plan.communication;
+  uint64_t usable = static_cast<uint64_t>(static_cast<double>(available) * kUsableShare);
+  uint64_t room = usable > fixed ? usable - fixed : 0;
+  // No more than max_seqs full sequences can ever use; on a CPU no more than half of what is left unless asked for.
+  int64_t most = s.blocks_per_sequence() * resolved.max_seqs;
+  uint64_t budget = resolved.kv_memory > 0 ? std::min(resolved.kv_memory, room) : device == DeviceKind::kCuda ? room : room / 2;
+  uint64_t block = std::max<uint64_t>(1, s.cache.BytesPerBlock());
+  s.SetBlocks(std::min(most, static_cast<int64_t>(budget / block)));
+  return s;
+}
+
+Status CheckMemory(const RankSetup& s) {
+  int64_t needed = s.blocks_per_sequence();
+  if (s.cache.num_blocks >= needed) return Status::Ok();
+  uint64_t fixed = s.plan.weights + s.plan.activations + s.plan.communication;
+  uint64_t one = s.cache.BytesPerBlock() * static_cast<uint64_t>(needed);
+  int64_t fits = s.cache.num_blocks * s.limits.block_size * s.shard.layout.cp;
+  std::string text = fmt::format(
+      "not enough memory for one sequence: a rank needs weights {} + activations {} + communication {} + cache {} for {} tokens, "
+      "and has {} free", Gib(s.plan.weights), Gib(s.plan.activations), Gib(s.plan.communication), Gib(one),
+      s.limits.max_model_len, Gib(s.plan.available));
+  if (s.options.kv_memory > 0) text += fmt::format(" with --kv-memory {}", Gib(s.options.kv_memory));
+  if (fits > 0) {
+    text += fmt::format("; --max-model-len {} would fit", fits);
+  } else if (s.options.kv_memory > 0 && s.plan.available > fixed + one) {
+    text += fmt::format("; raise --kv-memory to at least {}", Gib(one));
+  } else {
+    double usable = static_cast<double>(s.plan.available) * kUsableShare;
+    double ranks = static_cast<double>(s.plan.weights) / std::max(1.0, usable - static_cast<double>(fixed - s.plan.weights + one));
+    if (ranks > 0 && ranks < 1e6)
+      text += fmt::format("; use about {:.0f} times as many ranks, or lower --max-batch-tokens and --max-model-len",
+                          std::ceil(std::max(ranks, 2.0)));
+  }
+  return ResourceExhausted(text);
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,50 @@
+// RankSetup: everything about one rank's part of a run that is decided before memory is taken: layout, formats, limits and
+// the memory plan. The same arithmetic serves `latentmesh plan`.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kernels/device.h"
+#include "moe/moe_layer.h"
+#include "runtime/cache/latent_kv_cache.h"
+#include "runtime/config/model_config.h"
+#include "runtime/engine/engine_options.h"
+#include "runtime/engine/memory_plan.h"
+#include "runtime/model/model_shard.h"
+#include "runtime/model/step_batch.h"
+#include "runtime/model/weights.h"
+
+namespace latentmesh {
+
+struct RankSetup {
+  ModelConfig config;
+  EngineOptions options;         // resolved
+  ModelShard shard;
+  ExpertPlacement placement = ExpertPlacement::Contiguous(1, 1);   // unused without routed experts
+  StepLimits limits;
+  DType activation = DType::kF32;
+  WeightLayoutOptions weight_options;
+  CacheShape cache;              // num_blocks is this rank's wish until all ranks have agreed
+  MemoryPlan plan;
+
+  int64_t blocks_per_sequence() const;   // cache blocks one sequence of max_model_len takes
+  MoeWorkspaceOptions moe_options() const;
+  void SetBlocks(int64_t blocks);
+};
+
+// Fills in what the user left open. kInvalidArgument names the flag.
+Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelConfig& config, int world_size,
+                                     DeviceKind device);
+
+// Where rank 0 receives other ranks' logits: [max_logits_rows, widest part of the vocabulary]; empty on other ranks.
+TensorView ReserveLogitsInbox(const RankSetup& setup, Arena& arena);
+
+// Counts a rank's bytes with the code that lays them out. `available` is what its device has free.
+Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resolved, const ProcessMesh& mesh,
+                           const StoredDType& stored, uint64_t available);
+
+// kResourceExhausted with the numbers and what would fit, when the plan has no room for one sequence.
+Status CheckMemory(const RankSetup& setup);
+
+}  // namespace latentmesh

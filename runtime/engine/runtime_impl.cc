@@ -1,0 +1,195 @@
+// Runtime: brings a rank from options to a loaded worker, the same way on all ranks, and runs its loop.
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "parallel/local_communicator.h"
+#include "runtime/checkpoint/checkpoint.h"
+#include "runtime/engine/engine_impl.h"
+
+namespace latentmesh {
+namespace {
+
+constexpr auto kLocalTimeout = std::chrono::milliseconds(300'000);
+
+// How a runtime joins the other ranks: through a job, or alone.
+struct Peers {
+  int rank = 0;
+  int size = 1;
+  int local_rank = 0;
+  int local_size = 1;
+  ControlChannel* control = nullptr;
+  std::function<Result<CommunicatorSet>(const ProcessMesh&, Device&)> connect;
+  std::unique_ptr<ControlChannel> own_control;
+};
+
+class RuntimeImpl : public Runtime {
+ public:
+  explicit RuntimeImpl(Peers peers) : peers_(std::move(peers)) {}
+
+  Status Start(const EngineOptions& wanted) {
+    LM_RETURN_IF_ERROR(OnAllRanks([&] { return ReadConfig(wanted); }));
+    LM_RETURN_IF_ERROR(ReadContents());
+    LM_RETURN_IF_ERROR(OnAllRanks([&] { return OpenDevice(wanted); }));
+    LM_RETURN_IF_ERROR(OnAllRanks([&] { return Plan(); }));
+    LM_RETURN_IF_ERROR(AgreeOnBlocks());
+    LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, stored_, *device_, comms_, *peers_.control));
+    return OnAllRanks([&] { return peers_.rank == 0 ? CreateEngine() : Status::Ok(); });
+  }
+
+  Status Run(const std::function<Status(Engine&)>& body) override {
+    Status status;
+    if (peers_.rank == 0) {
+      status = body(*engine_);
+      engine_->Shutdown();
+    } else {
+      WorkerLoop();
+    }
+    return peers_.control->Agree(status);
+  }
+
+  const ParallelConfig& layout() const override { return setup_.shard.layout; }
+  const EngineOptions& options() const override { return setup_.options; }
+  const ModelConfig& config() const override { return setup_.config; }
+  const MemoryPlan& memory_plan() const override { return setup_.plan; }
+  std::vector<MemoryPlan> memory_plans() const override { return plans_; }
+  std::string device_name() const override { return device_->name(); }
+  const LoadProgress& load_progress() const override { return worker_->load_progress(); }
+
+ private:
+  Status OnAllRanks(const std::function<Status()>& part) {
+    Status mine;
+    try {
+      mine = part();
+    } catch (const Error& error) {
+      mine = Status(error.code(), error.what());
+    }
+    return peers_.control->Agree(mine);
+  }
+
+  // The broadcast value of rank 0.
+  std::string FromRank0(std::string value) {
+    peers_.control->Broadcast(value);
+    return value;
+  }
+
+  Status ReadConfig(const EngineOptions& wanted) {
+    wanted_ = wanted;
+    LM_ASSIGN_OR_RETURN(config_, LoadModelConfig(wanted.model));
+    return Status::Ok();
+  }
+
+  // Collective: rank 0 reads the headers of all shards for everybody.
+  Status ReadContents() {
+    LM_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::OpenShared(wanted_.model, *peers_.control));
+    checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint));
+    stored_ = [this](const std::string& name) { return checkpoint_->StoredDType(name); };
+    return Status::Ok();
+  }
+
+  Status OpenDevice(const EngineOptions& wanted) {
+    if (wanted.device != "auto" && wanted.device != "cpu" && wanted.device != "cuda")
+      return InvalidArgument("--device " + wanted.device + ": must be auto, cpu or cuda");
+    bool cuda = wanted.device == "cuda" || (wanted.device == "auto" && CudaAvailable());
+    DeviceKind kind = cuda ? DeviceKind::kCuda : DeviceKind::kCpu;
+    LM_ASSIGN_OR_RETURN(EngineOptions resolved, ResolveOptions(wanted, config_, peers_.size, kind));
+    DeviceOptions options;
+    options.threads = resolved.threads;
+    options.local_rank = peers_.local_rank;
+    options.local_size = peers_.local_size;
+    options.share_gpu = resolved.share_gpu;
+    LM_ASSIGN_OR_RETURN(device_, CreateDevice(kind, options));
+    setup_.options = resolved;
+    return Status::Ok();
+  }
+
+  Status Plan() {
+    EngineOptions resolved = setup_.options;
+    LM_ASSIGN_OR_RETURN(ProcessMesh mesh, ProcessMesh::Create(resolved.layout, peers_.size, peers_.rank));
+    LM_ASSIGN_OR_RETURN(comms_, peers_.connect(mesh, *device_));
+    LM_ASSIGN_OR_RETURN(setup_, PlanRank(config_, resolved, mesh, stored_, device_->free_memory()));
+    return CheckMemory(setup_);
+  }
+
+  // All ranks keep as many blocks as the poorest.
+  Status AgreeOnBlocks() {
+    const auto* mine = reinterpret_cast<const char*>(&setup_.plan);
+    std::vector<std::string> all = peers_.control->Gather(std::string(mine, sizeof(MemoryPlan)));
+    int64_t blocks = setup_.plan.cache_blocks;
+    for (const std::string& bytes : all) {
+      MemoryPlan plan;
+      LM_CHECK(bytes.size() == sizeof plan);
+      std::copy_n(bytes.data(), sizeof plan, reinterpret_cast<char*>(&plan));
+      plans_.push_back(plan);
+      blocks = std::min(blocks, plan.cache_blocks);
+    }
+    setup_.SetBlocks(std::stoll(FromRank0(std::to_string(blocks))));
+    uint64_t block_tokens = static_cast<uint64_t>(setup_.limits.block_size);
+    for (MemoryPlan& plan : plans_) {
+      plan.cache_blocks = setup_.plan.cache_blocks;
+      plan.cache = static_cast<uint64_t>(plan.cache_blocks * plan.cache_bytes_per_token) * block_tokens;
+    }
+    return Status::Ok();
+  }
+
+  Status CreateEngine() {
+    std::unique_ptr<Tokenizer> tokenizer;
+    if (std::filesystem::exists(std::filesystem::path(wanted_.model) / "tokenizer.json")) {
+      LM_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(wanted_.model));
+    }
+    LM_ASSIGN_OR_RETURN(engine_, EngineImpl::Create(*worker_, *peers_.control, std::move(tokenizer)));
+    return Status::Ok();
+  }
+
+  void WorkerLoop() {
+    for (;;) {
+      std::string bytes;
+      peers_.control->Broadcast(bytes);
+      Result<StepCommand> command = DecodeCommand(bytes);
+      if (!command.ok()) throw Error(command.status().code(), command.status().message());
+      if (command->plan.kind == StepKind::kShutdown) return;
+      worker_->Execute(*command);
+    }
+  }
+
+  Peers peers_;
+  EngineOptions wanted_;
+  ModelConfig config_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  StoredDType stored_;
+  std::unique_ptr<Device> device_;
+  CommunicatorSet comms_;
+  RankSetup setup_;
+  std::vector<MemoryPlan> plans_;
+  std::unique_ptr<Worker> worker_;
+  std::unique_ptr<EngineImpl> engine_;
+};
+
+Result<std::unique_ptr<Runtime>> StartRuntime(Peers peers, const EngineOptions& options) {
+  auto runtime = std::make_unique<RuntimeImpl>(std::move(peers));
+  LM_RETURN_IF_ERROR(runtime->Start(options));
+  return std::unique_ptr<Runtime>(std::move(runtime));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Runtime>> Runtime::Create(Job& job, const EngineOptions& options) {
+  Peers peers;
+  peers.rank = job.rank();
+  peers.size = job.size();
+  peers.local_rank = job.local_rank();
+  peers.local_size = job.local_size();
+  peers.control = &job.control();
+  peers.connect = [&job](const ProcessMesh& mesh, Device& device) { return job.CreateCommunicators(mesh, device); };
+  return StartRuntime(std::move(peers), options);
+}
+
+Result<std::unique_ptr<Runtime>> Runtime::CreateLocal(const EngineOptions& options) {
+  Peers peers;
+  peers.own_control = std::move(CreateLocalControl(1, kLocalTimeout).front());
+  peers.control = peers.own_control.get();
+  peers.connect = [](const ProcessMesh&, Device&) -> Result<CommunicatorSet> { return CreateSingleRankCommunicators(); };
+  return StartRuntime(std::move(peers), options);
+}
+
+}  // namespace latentmesh

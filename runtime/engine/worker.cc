@@ -1,0 +1,161 @@
+#include "runtime/engine/worker.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace latentmesh {
+
+Worker::Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control)
+    : setup_(std::move(setup)), device_(device), comms_(comms), control_(control), stream_(device.CreateStream()),
+      ops_(CreateOps(device)) {}
+
+Result<std::unique_ptr<Worker>> Worker::Create(RankSetup setup, const StoredDType& stored, Device& device,
+                                               CommunicatorSet& comms, ControlChannel& control) {
+  std::unique_ptr<Worker> worker(new Worker(std::move(setup), device, comms, control));
+  Status allocated;
+  try {
+    allocated = worker->Allocate(stored);
+  } catch (const Error& error) {
+    allocated = Status(error.code(), error.what());
+  }
+  LM_RETURN_IF_ERROR(control.Agree(allocated));
+  LM_RETURN_IF_ERROR(worker->LoadModelWeights());
+  return worker;
+}
+
+// In the order in which PlanRank counted.
+Status Worker::Allocate(const StoredDType& stored) {
+  weights_arena_ = Arena(&device_, setup_.plan.weights);
+  LM_ASSIGN_OR_RETURN(weights_, LayOutWeights(setup_.config, setup_.shard, setup_.placement, setup_.weight_options, stored,
+                                              weights_arena_, &requests_));
+  step_arena_ = Arena(&device_, setup_.plan.activations);
+  ctx_.config = &setup_.config;
+  ctx_.shard = setup_.shard;
+  ctx_.limits = setup_.limits;
+  ctx_.activation = setup_.activation;
+  ctx_.comms = &comms_;
+  ctx_.ops = ops_.get();
+  ctx_.stream = stream_.get();
+  ctx_.cos_sin = step_arena_.Reserve(DType::kF32, {setup_.limits.max_model_len, setup_.config.rope_dim()});
+  std::vector<float> table = MakeCosSinTable(setup_.config, setup_.limits.max_model_len);
+  device_.CopyToDevice(ctx_.cos_sin.data, table.data(), table.size() * sizeof(float), *stream_);
+  stream_->Synchronize();
+  if (setup_.config.n_routed_experts > 0)
+    moe_ = std::make_unique<MoeWorkspace>(*ops_, *comms_.ep, MoeConfigOf(setup_.config), setup_.moe_options());
+  builder_ = std::make_unique<StepBatchBuilder>(setup_.config, setup_.shard, setup_.limits, step_arena_);
+  decoder_ = std::make_unique<Decoder>(ctx_, weights_, moe_.get(), setup_.placement, step_arena_);
+  logits_in_ = ReserveLogitsInbox(setup_, step_arena_);
+  cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
+  return Status::Ok();
+}
+
+Status Worker::LoadModelWeights() {
+  LoadOptions options;
+  options.progress = setup_.options.load_progress;
+  LM_ASSIGN_OR_RETURN(load_progress_, LoadWeights(setup_.options.model, std::move(requests_), *comms_.world, control_, options));
+  requests_.clear();
+  return Status::Ok();
+}
+
+std::vector<float> Worker::ToHost(const TensorView& view) {
+  std::vector<char> raw(view.bytes());
+  device_.CopyToHost(raw.data(), view.data, raw.size(), *stream_);
+  stream_->Synchronize();
+  std::vector<float> values(static_cast<size_t>(view.size()));
+  ConvertToFloat(raw.data(), view.dtype, values.data(), values.size());
+  return values;
+}
+
+HiddenObserver Worker::Capture(std::vector<float>& captured) {
+  return [this, &captured](int64_t, const TensorView& x) {
+    std::vector<float> values = ToHost(x);
+    captured.insert(captured.end(), values.begin(), values.end());
+  };
+}
+
+StepResult Worker::Execute(const StepCommand& command) {
+  comms_.world->SetContext(command.plan.step, "collect logits");
+  comms_.tp->SetContext(command.plan.step, "attention and MLP sums");
+  comms_.ep->SetContext(command.plan.step, "expert dispatch and combine");
+  comms_.pp->SetContext(command.plan.step, "pipeline transfer");
+  comms_.cp->SetContext(command.plan.step, "context-parallel attention");
+  const ShardStep& mine = command.plan.shards[static_cast<size_t>(setup_.shard.dp_rank)];
+  StepBatch batch = builder_->Build(mine, command.attention, device_, *stream_);
+  std::vector<float> captured;
+  HiddenObserver observer = Capture(captured);
+  decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr);
+  StepResult result;
+  if (control_.rank() == 0) result.shards.resize(command.plan.shards.size());
+  CollectLogits(command, batch, result);
+  if (command.capture_hidden) SendHidden(command, captured, result);
+  return result;
+}
+
+// Rank 0 takes the parts of every dp shard's last stage, one tp rank after the other.
+void Worker::CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result) {
+  bool root = control_.rank() == 0;
+  for (int dp = 0; dp < setup_.shard.layout.dp; ++dp) {
+    int64_t rows = command.plan.shards[static_cast<size_t>(dp)].logits_rows();
+    StepResult::Shard* shard = root ? &result.shards[static_cast<size_t>(dp)] : nullptr;
+    if (root) {
+      shard->rows = rows;
+      shard->logits.resize(static_cast<size_t>(rows * setup_.config.vocab_size));
+    }
+    for (int64_t begin = 0; begin < rows; begin += setup_.limits.max_logits_rows)
+      CollectChunk(batch, dp, begin, std::min(setup_.limits.max_logits_rows, rows - begin), shard);
+  }
+}
+
+void Worker::CollectChunk(const StepBatch& batch, int dp, int64_t begin, int64_t count, StepResult::Shard* shard) {
+  const ParallelConfig& layout = setup_.shard.layout;
+  bool mine = setup_.shard.last_stage() && setup_.shard.dp_rank == dp;
+  TensorView logits;
+  if (mine) logits = decoder_->Logits(batch, begin, count);
+  if (shard == nullptr) {
+    if (mine && !logits.empty()) comms_.world->Send(logits.data, logits.bytes(), 0, *stream_);
+    return;
+  }
+  int64_t vocab = setup_.config.vocab_size;
+  for (int tp = 0; tp < layout.tp; ++tp) {
+    Range part = SplitRange(vocab, layout.tp, tp);
+    if (part.count == 0) continue;
+    int source = ((layout.pp - 1) * layout.dp + dp) * layout.tp + tp;
+    TensorView from(logits_in_.data, DType::kF32, {count, part.count});
+    if (source == 0) from = logits;
+    else comms_.world->Recv(from.data, from.bytes(), source, *stream_);
+    std::vector<float> values = ToHost(from);
+    for (int64_t row = 0; row < count; ++row)
+      std::memcpy(&shard->logits[static_cast<size_t>((begin + row) * vocab + part.begin)],
+                  &values[static_cast<size_t>(row * part.count)], static_cast<size_t>(part.count) * sizeof(float));
+  }
+}
+
+// The first tp rank of every stage sends what it saw, over the control channel: this is not a fast path.
+void Worker::SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result) {
+  const ParallelConfig& layout = setup_.shard.layout;
+  std::string mine(reinterpret_cast<const char*>(captured.data()), captured.size() * sizeof(float));
+  if (control_.rank() != 0) {
+    if (setup_.shard.tp_rank == 0) control_.Send(mine, 0);
+    return;
+  }
+  for (int pp = 0; pp < layout.pp; ++pp)
+    for (int dp = 0; dp < layout.dp; ++dp) {
+      int source = (pp * layout.dp + dp) * layout.tp;
+      std::string bytes = source == 0 ? mine : control_.Recv(source);
+      StepResult::Shard& shard = result.shards[static_cast<size_t>(dp)];
+      shard.tokens = command.plan.shards[static_cast<size_t>(dp)].tokens();
+      size_t before = shard.hidden.size();
+      shard.hidden.resize(before + bytes.size() / sizeof(float));
+      std::memcpy(shard.hidden.data() + before, bytes.data(), bytes.size());
+    }
+}
+
+std::vector<int64_t> Worker::ExpertLoads() const {
+  std::vector<int64_t> loads;
+  if (decoder_ == nullptr) return loads;
+  for (const MoeLayer& layer : decoder_->moe_layers()) loads.insert(loads.end(), layer.loads().begin(), layer.loads().end());
+  return loads;
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,69 @@
+// Worker: one rank's model, cache and buffers; executes plans.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "parallel/communicator.h"
+#include "parallel/control_channel.h"
+#include "runtime/engine/rank_setup.h"
+#include "runtime/engine/step_command.h"
+#include "runtime/model/decoder.h"
+
+namespace latentmesh {
+
+// What a step gave, on rank 0 (elsewhere empty).
+struct StepResult {
+  struct Shard {
+    std::vector<float> logits;         // [rows, vocab], rows in the plan's order
+    std::vector<float> hidden;         // [layers + 1, tokens, hidden] when captured
+    int64_t rows = 0;
+    int64_t tokens = 0;
+  };
+  std::vector<Shard> shards;           // [dp]
+};
+
+class Worker {
+ public:
+  // Collective: takes the memory of the plan and loads the weights. `device`, `comms` and `control` outlive the worker.
+  static Result<std::unique_ptr<Worker>> Create(RankSetup setup, const StoredDType& stored, Device& device,
+                                                CommunicatorSet& comms, ControlChannel& control);
+
+  // Collective over the world. Throws Error when a peer fails.
+  StepResult Execute(const StepCommand& command);
+
+  const RankSetup& setup() const { return setup_; }
+  const LoadProgress& load_progress() const { return load_progress_; }
+  // Tokens that this rank routed to each expert, layer by layer of its stage.
+  std::vector<int64_t> ExpertLoads() const;
+
+ private:
+  Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control);
+  Status Allocate(const StoredDType& stored);
+  Status LoadModelWeights();
+  HiddenObserver Capture(std::vector<float>& captured);
+  void SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result);
+  void CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result);
+  void CollectChunk(const StepBatch& batch, int dp, int64_t begin, int64_t count, StepResult::Shard* shard);
+  std::vector<float> ToHost(const TensorView& view);
+
+  RankSetup setup_;
+  Device& device_;
+  CommunicatorSet& comms_;
+  ControlChannel& control_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Ops> ops_;
+  Arena weights_arena_;
+  Arena step_arena_;
+  ModelWeights weights_;
+  std::vector<TensorRequest> requests_;   // until loaded
+  ModelContext ctx_;
+  std::unique_ptr<MoeWorkspace> moe_;
+  std::unique_ptr<StepBatchBuilder> builder_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<LatentKvCache> cache_;
+  TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
+  LoadProgress load_progress_;
+};
+
+}  // namespace latentmesh
