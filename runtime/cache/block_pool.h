@@ -1,5 +1,5 @@
-// BlockPool: which cache blocks are in use, by whom counted, and which may be reused. Ids and reference counts only; the
-// memory behind the ids belongs to LatentKvCache of each rank.
+// BlockPool: which cache blocks are in use, how often, and which may be reused. Ids and reference counts only; the memory
+// behind the ids belongs to the LatentKvCache of each rank.
 //
 // A block is in one of three states:
 //   used     references > 0

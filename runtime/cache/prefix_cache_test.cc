@@ -119,7 +119,7 @@ TEST(PrefixCache, CollisionsNeverServeOtherContent) {
   }
 }
 
-// Random sequences over few tokens, weak hashes and a small pool; every hit is checked against the blocks' true content.
+// Random sequences over few tokens, weak hashes, a small pool; every hit is checked against the blocks' true content.
 TEST(PrefixCache, RandomTrafficIsExact) {
   for (BlockHash hash : {&HashBlock, &WeakHash, &ConstantHash}) {
     std::mt19937 random(5);

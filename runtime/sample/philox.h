@@ -1,5 +1,5 @@
-// Philox 4x32-10, a counter-based random number generator: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy
-// as 1, 2, 3", SC 2011. The output is a pure function of key and counter.
+// Philox 4x32-10, a counter-based random number generator: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As
+// Easy as 1, 2, 3", SC 2011. The output is a pure function of key and counter.
 #pragma once
 
 #include <array>

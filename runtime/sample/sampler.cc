@@ -80,80 +80,12 @@ int32_t ArgMax(std::span<const float> logits) {
   return best;
 }
 
-void Collect(std::span<const float> logits, float best, const SamplingParams& params, std::vector<Candidate>& out) {
-  const double least = std::max(kNegligible, std::log(static_cast<double>(params.min_p)));   // log(0) = -inf
-  // In logits, a little generous; min_p decides exactly below.
-  const double floor = best + static_cast<double>(params.temperature) * least * (1 + 1e-9) - 1e-30;
-  out.clear();
-  for (size_t id = 0; id < logits.size(); ++id) {
-    if (logits[id] >= floor) out.push_back({static_cast<int32_t>(id), logits[id], 0});
-  }
-}
-
-void KeepTopK(std::vector<Candidate>& kept, int32_t k) {
-  if (k <= 0 || k >= static_cast<int64_t>(kept.size())) return;
-  std::nth_element(kept.begin(), kept.begin() + k, kept.end(), Better);
-  kept.resize(k);
-}
-
-void WeighAll(std::vector<Candidate>& kept, float best, float temperature) {
-  for (Candidate& c : kept) c.weight = std::exp((static_cast<double>(c.logit) - best) / temperature);
-}
-
-double TotalWeight(const std::vector<Candidate>& kept) {
-  double total = 0;
-  for (const Candidate& c : kept) total += c.weight;
-  return total;
-}
-
-// Nucleus (Holtzman et al. 2020): the fewest most likely tokens whose probabilities reach p. Only as much is sorted as
-// the nucleus needs.
-void KeepTopP(std::vector<Candidate>& kept, float p) {
-  if (p >= 1) return;
-  const double target = static_cast<double>(p) * TotalWeight(kept);
-  const int64_t size = static_cast<int64_t>(kept.size());
-  int64_t sorted = 0;
-  double sum = 0;
-  for (int64_t end = std::min<int64_t>(64, size); sorted < size; end = std::min(end * 8, size)) {
-    if (end < size) std::nth_element(kept.begin() + sorted, kept.begin() + end, kept.end(), Better);
-    std::sort(kept.begin() + sorted, kept.begin() + end, Better);
-    for (; sorted < end; ++sorted) {
-      sum += kept[sorted].weight;
-      if (sum >= target) return kept.resize(sorted + 1);
-    }
-  }
-}
-
-// Inverse of the cumulative distribution over the kept tokens in the order of their ids: neighbours in rank that swap
-// places because of rounding do not change the draw.
-int32_t Draw(std::vector<Candidate>& kept, double uniform) {
-  const auto by_id = [](const Candidate& a, const Candidate& b) { return a.id < b.id; };
-  if (!std::is_sorted(kept.begin(), kept.end(), by_id)) std::sort(kept.begin(), kept.end(), by_id);
-  double left = uniform * TotalWeight(kept);
-  for (const Candidate& c : kept) {
-    if (left < c.weight) return c.id;
-    left -= c.weight;
-  }
-  return kept.back().id;             // rounding only
-}
-
-int32_t DrawToken(std::span<const float> logits, int32_t best, const SamplingParams& params, double uniform) {
-  thread_local std::vector<Candidate> kept;   // its memory is kept from one row to the next
-  Collect(logits, logits[best], params, kept);
-  KeepTopK(kept, params.top_k);
-  WeighAll(kept, logits[best], params.temperature);
-  if (params.min_p > 0) {
-    std::erase_if(kept, [&](const Candidate& c) { return c.weight < params.min_p && c.id != best; });
-  }
-  KeepTopP(kept, params.top_p);
-  return Draw(kept, uniform);
-}
-
 // The `top` best of a row, best first.
 std::vector<Candidate> Best(std::span<const float> logits, int32_t top) {
   std::vector<Candidate> heap;       // the worst kept one in front
   if (top <= 0) return heap;
   for (size_t id = 0; id < logits.size(); ++id) {
+    if (std::isnan(logits[id])) continue;   // would break the order
     const Candidate c{static_cast<int32_t>(id), logits[id], 0};
     const bool full = static_cast<int64_t>(heap.size()) == top;
     if (full && !Better(c, heap.front())) continue;
@@ -166,6 +98,86 @@ std::vector<Candidate> Best(std::span<const float> logits, int32_t top) {
   }
   std::sort_heap(heap.begin(), heap.end(), Better);
   return heap;
+}
+
+// A heap beats selection while it is small.
+constexpr int32_t kHeapTopK = 1024;
+
+// The tokens that min_p and top_k leave, by id; min_p only roughly: DrawToken decides it exactly, by weight.
+void Collect(std::span<const float> logits, float best, const SamplingParams& params, std::vector<Candidate>& out) {
+  const double least = std::max(kNegligible, std::log(static_cast<double>(params.min_p)));   // log(0) = -inf
+  const double floor = best + static_cast<double>(params.temperature) * least * (1 + 1e-9) - 1e-30;
+  const int32_t k = params.top_k;
+  out.clear();
+  if (k > 0 && k <= kHeapTopK) {
+    out = Best(logits, k);
+    std::erase_if(out, [&](const Candidate& c) { return !(c.logit >= floor); });
+  } else {
+    for (size_t id = 0; id < logits.size(); ++id) {
+      if (logits[id] >= floor) out.push_back({static_cast<int32_t>(id), logits[id], 0});
+    }
+    if (k <= 0 || k >= static_cast<int64_t>(out.size())) return;
+    std::nth_element(out.begin(), out.begin() + k, out.end(), Better);
+    out.resize(k);
+  }
+  std::sort(out.begin(), out.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+}
+
+void WeighAll(std::vector<Candidate>& kept, float best, float temperature) {
+  for (Candidate& c : kept) c.weight = std::exp((static_cast<double>(c.logit) - best) / temperature);
+}
+
+double TotalWeight(const std::vector<Candidate>& kept) {
+  double total = 0;
+  for (const Candidate& c : kept) total += c.weight;
+  return total;
+}
+
+// Nucleus (Holtzman et al. 2020): the fewest most likely tokens whose probabilities reach p. The last of them is found
+// by halving, in time linear in the number of tokens; the order by id stays.
+void KeepTopP(std::vector<Candidate>& kept, float p) {
+  if (p >= 1 || kept.size() < 2) return;
+  thread_local std::vector<Candidate> parted;
+  parted = kept;
+  const double target = static_cast<double>(p) * TotalWeight(kept);
+  auto begin = parted.begin(), end = parted.end();
+  double before = 0;                 // weight of all that is better than *begin
+  while (end - begin > 1) {
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, Better);
+    double upper = before;
+    for (auto it = begin; it != middle; ++it) upper += it->weight;
+    if (upper >= target) {
+      end = middle;
+    } else {
+      begin = middle;
+      before = upper;
+    }
+  }
+  const Candidate last = *begin;
+  std::erase_if(kept, [&](const Candidate& c) { return Better(last, c); });
+}
+
+// Inverse of the cumulative distribution over the kept tokens in the order of their ids: neighbours in rank that swap
+// places because of rounding do not change the draw.
+int32_t Draw(const std::vector<Candidate>& kept, double uniform) {
+  double left = uniform * TotalWeight(kept);
+  for (const Candidate& c : kept) {
+    if (left < c.weight) return c.id;
+    left -= c.weight;
+  }
+  return kept.back().id;             // rounding only
+}
+
+int32_t DrawToken(std::span<const float> logits, int32_t best, const SamplingParams& params, double uniform) {
+  thread_local std::vector<Candidate> kept;   // its memory is kept from one row to the next
+  Collect(logits, logits[best], params, kept);
+  WeighAll(kept, logits[best], params.temperature);
+  if (params.min_p > 0) {
+    std::erase_if(kept, [&](const Candidate& c) { return c.weight < params.min_p && c.id != best; });
+  }
+  KeepTopP(kept, params.top_p);
+  return Draw(kept, uniform);
 }
 
 double LogSumExp(std::span<const float> logits) {

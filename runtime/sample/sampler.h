@@ -19,8 +19,8 @@ struct TokenLogprob {
 
 struct SampledToken {
   int32_t id = 0;
-  // log-softmax of the raw logits (before penalties and temperature). From Sample: only when params.logprobs is set, else
-  // 0; and NaN, whatever was asked for, when no token could be chosen (all logits NaN or -inf): report it, id is 0 then.
+  // log-softmax of the raw logits (before penalties and temperature). From Sample: only when params.logprobs is set,
+  // else 0. NaN, whatever was asked for, when no token could be chosen (all logits NaN or -inf); id is then 0.
   float logprob = 0;
   int32_t rank = 0;                    // 1 = most likely; with logprob
   std::vector<TokenLogprob> top;       // by falling probability, when logprobs were asked for

@@ -150,10 +150,24 @@ TEST(Sampler, TopKTopPMinP) {
   ExpectDistribution(RandomLogits(50, 5), params);
 }
 
-TEST(Sampler, WideNucleusNeedsMoreThanOneSortedPart) {
+TEST(Sampler, WideNucleusAndLargeTopK) {
   SamplingParams params;
   params.top_p = 0.9f;
-  ExpectDistribution(RandomLogits(1500, 6, 0.3f), params);
+  ExpectDistribution(RandomLogits(1500, 6, 0.3f), params, 4000);
+  params.top_k = 1200;                       // above the heap's limit
+  ExpectDistribution(RandomLogits(1500, 7, 0.3f), params, 4000);
+  params.top_k = 1000;
+  ExpectDistribution(RandomLogits(1500, 8, 0.3f), params, 4000);
+}
+
+// Ties at the edge of top_k and top_p: the smaller ids stay, exactly as many as asked for.
+TEST(Sampler, TiesAtTheEdge) {
+  SamplingParams params;
+  params.top_k = 3;
+  ExpectDistribution(Logits(10, 1.0f), params);
+  params = {};
+  params.top_p = 0.35f;
+  ExpectDistribution(Logits(10, 1.0f), params);
 }
 
 TEST(Sampler, TopPKeepsTheTokenThatCrosses) {
@@ -307,7 +321,11 @@ TEST(Sampler, NanNeverWins) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     SampleContext context;
     context.seed = seed;
-    EXPECT_EQ(SampleCopy({nan, 1, nan, 1}, SamplingParams{}, context).id % 2, 1);
+    SamplingParams params;
+    for (int32_t top_k : {0, 3}) {
+      params.top_k = top_k;
+      EXPECT_EQ(SampleCopy({nan, 1, nan, 1}, params, context).id % 2, 1);
+    }
   }
   EXPECT_TRUE(std::isnan(SampleCopy({nan, nan}, SamplingParams{}).logprob));
   EXPECT_TRUE(std::isnan(SampleCopy({nan, nan}, Greedy()).logprob));

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -242,7 +244,8 @@ void Scheduler::Commit(int64_t step, std::span<const ChoiceResult> results) {
   in_flight_.erase(in_flight_.begin());
   Results by_choice;
   for (const ChoiceResult& result : results) {
-    LM_CHECK_MSG(by_choice.emplace(std::pair(result.request, result.choice), &result).second, "two results, one choice");
+    const bool first = by_choice.emplace(std::pair(result.request, result.choice), &result).second;
+    LM_CHECK_MSG(first, "two results for one choice");
   }
   for (const ScheduledSequence& entry : done.sequences) CommitSequence(entry, by_choice);
 }

@@ -105,8 +105,8 @@ class Scheduler {
   // requests; results of requests that are gone are ignored.
   void Commit(int64_t step, std::span<const ChoiceResult> results);
 
-  // Draft tokens (speculative decoding) that the next Schedule appends to a decoding sequence, as many as fit. Forgotten
-  // when the sequence is preempted or committed.
+  // Draft tokens (speculative decoding) that the next Schedule appends to a decoding sequence, as many as fit.
+  // Forgotten when the sequence is preempted or committed.
   void ProposeDrafts(int64_t request, int32_t choice, std::vector<int32_t> drafts);
 
   bool HasWork() const { return !requests_.empty() || !in_flight_.empty(); }

@@ -15,7 +15,7 @@ namespace latentmesh {
 struct Sequence {
   int64_t id = 0;
   int64_t request = 0;
-  int64_t arrival = 0;                 // of the request; with `choice` the order of service and, reversed, of preemption
+  int64_t arrival = 0;                 // of the request; with `choice` the order of service, reversed of preemption
   int32_t choice = 0;
   int32_t choices = 1;                 // > 1: stands for choices [0, choices) until the prompt's logits are there
   int32_t prompt_size = 0;

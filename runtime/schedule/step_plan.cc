@@ -5,6 +5,7 @@
 //     copies u32: from i32, to i32
 #include "runtime/schedule/step_plan.h"
 
+#include <algorithm>
 #include <limits>
 #include <string_view>
 #include <type_traits>
