@@ -39,9 +39,7 @@ Status CheckShape(const SamplingParams& p) {
 
 Status CheckLengths(const SamplingParams& p) {
   LM_RETURN_IF_ERROR(CheckRange("n", p.n, 1, kMaxChoices));
-  if (p.max_tokens < 0 || (p.max_tokens == 0 && !p.prompt_logprobs)) {
-    return Refuse("max_tokens", p.max_tokens, "at least 1 (0 only together with prompt_logprobs)");
-  }
+  if (p.max_tokens < 1) return Refuse("max_tokens", p.max_tokens, "at least 1");
   return CheckRange("min_tokens", p.min_tokens, 0, p.max_tokens);
 }
 

@@ -22,7 +22,7 @@ TEST(SamplingParams, DefaultsAndEdgesAreValid) {
   params.min_tokens = params.max_tokens;
   params.logprobs = 0;
   EXPECT_TRUE(ValidateSamplingParams(params, 100).ok());
-  params.max_tokens = params.min_tokens = 0;
+  params.max_tokens = params.min_tokens = 1;
   params.prompt_logprobs = 5;
   EXPECT_TRUE(ValidateSamplingParams(params, 100).ok());
 }
@@ -50,6 +50,7 @@ TEST(SamplingParams, RefusalsNameFieldAndValue) {
       {"repetition_penalty = inf", [&](auto& p) { p.repetition_penalty = infinity; }},
       {"max_tokens = 0", [](auto& p) { p.max_tokens = 0; }},
       {"max_tokens = -1", [](auto& p) { p.max_tokens = -1; }},
+      {"min_tokens = -1", [](auto& p) { p.min_tokens = -1; }},
       {"min_tokens = 17", [](auto& p) { p.min_tokens = 17; }},
       {"stop holds an empty string", [](auto& p) { p.stop = {"a", ""}; }},
       {"stop_token_ids = 100", [](auto& p) { p.stop_token_ids = {100}; }},
