@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-
 namespace latentmesh {
 namespace {
 
@@ -25,6 +23,10 @@ class Checker {
     Require(value >= smallest && value <= largest, field, value,
             fmt::format("must lie between {} and {}", smallest, largest));
   }
+  void Between(const char* field, double value, double smallest, double largest) {
+    Require(value >= smallest && value <= largest, field, value,
+            fmt::format("must lie between {} and {}", smallest, largest));
+  }
   const Status& status() const { return status_; }
 
  private:
@@ -42,7 +44,7 @@ void CheckSizes(const ModelConfig& c, Checker& check) {
   check.Size("num_nextn_predict_layers", c.num_nextn_predict_layers, 0, 1 << 10);
   check.Require(c.rms_norm_eps >= 0 && c.rms_norm_eps < 1, "rms_norm_eps", c.rms_norm_eps,
                 "must be at least 0 and below 1");
-  check.Require(c.rope_theta > 1, "rope_theta", c.rope_theta, "must be above 1");
+  check.Require(c.rope_theta > 1 && c.rope_theta <= 1e18, "rope_theta", c.rope_theta, "must lie above 1, up to 1e18");
 }
 
 void CheckTokens(const ModelConfig& c, Checker& check) {
@@ -57,15 +59,13 @@ void CheckRope(const ModelConfig& c, Checker& check) {
   check.Require(c.rope_dim() % 2 == 0, field, c.rope_dim(), "rotary embedding needs an even number");
   const RopeScaling& s = c.rope_scaling;
   if (!s.yarn) return;
-  check.Require(s.factor >= 1, "rope_scaling.factor", s.factor, "must be at least 1");
+  check.Between("rope_scaling.factor", s.factor, 1, 1e6);
   check.Size("rope_scaling.original_max_position_embeddings", s.original_max_position_embeddings, 1, kLargestContext);
-  check.Require(s.beta_slow > 0, "rope_scaling.beta_slow", s.beta_slow, "must be positive");
-  check.Require(s.beta_fast >= s.beta_slow, "rope_scaling.beta_fast", s.beta_fast,
-                fmt::format("beta_slow is {} and may not be larger", s.beta_slow));
-  check.Require(s.mscale >= 0, "rope_scaling.mscale", s.mscale, "must not be negative");
-  check.Require(s.mscale_all_dim >= 0, "rope_scaling.mscale_all_dim", s.mscale_all_dim, "must not be negative");
-  check.Require(s.attention_factor.value_or(1) > 0, "rope_scaling.attention_factor", s.attention_factor.value_or(1),
-                "must be positive");
+  check.Between("rope_scaling.beta_slow", s.beta_slow, 1e-6, 1e6);
+  check.Between("rope_scaling.beta_fast", s.beta_fast, s.beta_slow, 1e6);
+  check.Between("rope_scaling.mscale", s.mscale, 0, 1e3);
+  check.Between("rope_scaling.mscale_all_dim", s.mscale_all_dim, 0, 1e3);
+  check.Between("rope_scaling.attention_factor", s.attention_factor.value_or(1), 1e-6, 1e6);
 }
 
 void CheckLatentAttention(const ModelConfig& c, Checker& check) {
@@ -90,6 +90,7 @@ void CheckGroups(const ModelConfig& c, Checker& check) {
   check.Require(c.n_routed_experts % c.n_group == 0, "n_group", c.n_group,
                 fmt::format("must divide n_routed_experts ({})", c.n_routed_experts));
   check.Size("topk_group", c.topk_group, 1, c.n_group);
+  if (!check.status().ok()) return;  // the products below fit only then
   const int64_t group_size = c.n_routed_experts / c.n_group;
   check.Require(c.topk_method != TopkMethod::kNoAuxTc || group_size >= 2, "n_group", c.n_group,
                 fmt::format("noaux_tc needs two experts in a group, and n_routed_experts is {}", c.n_routed_experts));
@@ -108,8 +109,7 @@ void CheckExperts(const ModelConfig& c, Checker& check) {
   const size_t pattern = c.moe_layer_pattern.size();
   check.Require(pattern == 0 || pattern >= static_cast<size_t>(c.num_hidden_layers), "moe_layer_freq", pattern,
                 fmt::format("the list needs one entry for each of {} layers", c.num_hidden_layers));
-  check.Require(std::isfinite(c.routed_scaling_factor) && c.routed_scaling_factor > 0, "routed_scaling_factor",
-                c.routed_scaling_factor, "must be positive");
+  check.Between("routed_scaling_factor", c.routed_scaling_factor, 1e-6, 1e6);
   CheckGroups(c, check);
 }
 
