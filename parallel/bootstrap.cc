@@ -19,7 +19,6 @@ std::string HostName() {
 
 class SingleProcessJob : public Job {
  public:
-  SingleProcessJob() { SetOptions({}); }
   int rank() const override { return 0; }
   int size() const override { return 1; }
   const std::string& host() const override { return host_; }

@@ -34,7 +34,8 @@ std::vector<std::string> HostNames(int size) {
   int length = 0;
   MPI_Get_processor_name(mine, &length);
   std::vector<char> all(size_t{MPI_MAX_PROCESSOR_NAME} * size);
-  MPI_Allgather(mine, sizeof mine, MPI_CHAR, all.data(), sizeof mine, MPI_CHAR, MPI_COMM_WORLD);
+  CheckMpi(MPI_Allgather(mine, sizeof mine, MPI_CHAR, all.data(), sizeof mine, MPI_CHAR, MPI_COMM_WORLD),
+           {.group = "world", .size = size}, "exchanging host names");
   std::vector<std::string> hosts;
   for (int r = 0; r < size; ++r) hosts.emplace_back(&all[size_t{MPI_MAX_PROCESSOR_NAME} * r]);
   return hosts;
@@ -50,7 +51,7 @@ class MpiJob : public Job {
     transport_ = LibraryName();
     FindLocalRanks();
     MPI_Comm control;
-    MPI_Comm_dup(MPI_COMM_WORLD, &control);
+    CheckMpi(MPI_Comm_dup(MPI_COMM_WORLD, &control), Site("control", rank_, size_), "MPI_Comm_dup");
     control_ = CreateMpiControlChannel(Site("control", rank_, size_), {options_.step_timeout, options_.idle_timeout},
                                        std::make_shared<MpiGroup>(control, PeerNames(AllRanks())));
   }
@@ -118,7 +119,8 @@ class MpiJob : public Job {
 
   void FindLocalRanks() {
     MPI_Comm local;
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local);
+    CheckMpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local),
+             Site("world", rank_, size_), "MPI_Comm_split_type");
     MPI_Comm_rank(local, &local_rank_);
     MPI_Comm_size(local, &local_size_);
     MPI_Comm_free(&local);
@@ -177,7 +179,11 @@ Result<std::unique_ptr<Job>> JoinMpi(int* argc, char*** argv, const LaunchEnviro
   Status status = provided < MPI_THREAD_FUNNELED
                       ? Unavailable(LibraryName() + " was built without threads (MPI_THREAD_FUNNELED)")
                       : CheckWorld(launch);
-  if (status.ok()) return std::unique_ptr<Job>(std::make_unique<MpiJob>());
+  try {
+    if (status.ok()) return std::unique_ptr<Job>(std::make_unique<MpiJob>());
+  } catch (const Error& error) {
+    return Status(error.code(), error.what());
+  }
   MPI_Finalize();
   return status;
 }
