@@ -18,20 +18,21 @@ int Report(const Status& status, int rank) {
 }
 
 // A failure of this rank alone (transport, deadline, bug): the others cannot know, so the job is ended.
-[[noreturn]] void EndJob(Job& job, StatusCode code, const std::string& what) {
+int EndJob(Job& job, StatusCode code, const std::string& what) {
   PrintError(fmt::format("rank {} on {}: {}", job.rank(), job.host(), what));
   job.Abort(code);
+  return ExitCode(code);      // not reached
 }
 
 int RunCommand(Job& job, Command& command) {
   try {
     return Report(command.Run(job), job.rank());
   } catch (const Error& error) {
-    EndJob(job, error.code(), error.what());
+    return EndJob(job, error.code(), error.what());
   } catch (const std::bad_alloc&) {
-    EndJob(job, StatusCode::kResourceExhausted, "out of memory");
+    return EndJob(job, StatusCode::kResourceExhausted, "out of memory");
   } catch (const std::exception& error) {
-    EndJob(job, StatusCode::kInternal, error.what());
+    return EndJob(job, StatusCode::kInternal, error.what());
   }
 }
 

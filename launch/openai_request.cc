@@ -38,6 +38,7 @@ class RequestParser {
   void Prompts();
   void PromptItem(const json::value& item);
   void Messages();
+  json::value PlainMessage(const json::value& message, const std::string& field);
   void AddEncoded(const char* field, std::string text, Result<std::vector<int32_t>> ids);
   bool Ids(const json::array& array, std::vector<int32_t>* ids);
   void CheckContext();
@@ -179,22 +180,42 @@ void RequestParser::Prompts() {
   }
 }
 
+// A message whose content is text: a list of text parts is joined, as templates expect text.
+json::value RequestParser::PlainMessage(const json::value& message, const std::string& field) {
+  const json::object* object = message.if_object();
+  const json::value* role = object == nullptr ? nullptr : object->if_contains("role");
+  if (role == nullptr || !role->is_string()) return fields_.Fail(field + ".role", "must be a string"), nullptr;
+  json::object plain = *object;
+  json::value& content = plain["content"];
+  if (content.is_null() || content.is_string()) return plain;
+  if (!content.is_array()) return fields_.Fail(field + ".content", "must be text or a list of text parts"), nullptr;
+  std::string text;
+  for (const json::value& part : content.get_array()) {
+    const json::value* piece = part.is_object() ? part.get_object().if_contains("text") : nullptr;
+    if (piece == nullptr || !piece->is_string()) {
+      return fields_.Fail(field + ".content", "only parts of the type text are supported"), nullptr;
+    }
+    if (!text.empty()) text += '\n';
+    text += std::string_view(piece->get_string());
+  }
+  content = text;
+  return plain;
+}
+
 void RequestParser::Messages() {
   const json::value* messages = fields_.Find("messages");
   if (messages == nullptr) return fields_.Fail("messages", "is missing");
   if (!messages->is_array() || messages->get_array().empty()) {
     return fields_.Fail("messages", "must be a list of at least one message");
   }
+  json::array plain;
   for (size_t i = 0; i < messages->get_array().size(); ++i) {
-    const json::value& message = messages->get_array()[i];
-    const json::value* role = message.is_object() ? message.get_object().if_contains("role") : nullptr;
-    if (role == nullptr || !role->is_string()) {
-      return fields_.Fail(fmt::format("messages[{}].role", i), "must be a string");
-    }
+    plain.push_back(PlainMessage(messages->get_array()[i], fmt::format("messages[{}]", i)));
+    if (fields_.error().has_value()) return;
   }
   bool add_generation_prompt = true;
   fields_.Bool("add_generation_prompt", &add_generation_prompt);
-  AddEncoded("messages", "", context_.codec->EncodeMessages(json::serialize(*messages), add_generation_prompt));
+  AddEncoded("messages", "", context_.codec->EncodeMessages(json::serialize(plain), add_generation_prompt));
 }
 
 void RequestParser::CheckContext() {

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Runs the commands of README.md's ```sh blocks: tests/integration/readme_commands.sh PROGRAM
+# `build/latentmesh` stands for PROGRAM. Blocks marked ```sh cluster need nodes, a scheduler or half an hour: of those the
+# latentmesh commands run through an equivalent mpirun on this machine with the demo model.
+set -uo pipefail
+program=$1
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$root" || exit 2
+source launch/lib.sh
+set_mpirun
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0 count=0
+
+block() { awk -v fence="\`\`\`$1" '$0 == fence { on = 1; next } /^```/ { on = 0 } on' README.md; }
+
+# The flags that let mpirun work as root on few cores, and the files that the README takes for granted.
+localize() {
+  local command=${1//build\/latentmesh/$program}
+  command=${command/#mpirun --oversubscribe/${MPIRUN[*]}}
+  command=${command//requests.jsonl/$work/requests.jsonl}
+  echo "${command//results.jsonl/$work/results.jsonl}"
+}
+localize_cluster() {
+  local command=$1
+  command="${MPIRUN[*]} -n 4 ${command#*build/latentmesh }"
+  command=${command/-n 4 /-n 4 $program }
+  command=${command//\/models\/DeepSeek-V3/launch\/demo}
+  command=${command//--tp 4 --dp 4/--tp 2 --dp 2 --max-tokens 8}
+  localize "$command"
+}
+
+run() {
+  count=$((count + 1))
+  echo "\$ $1"
+  if ! bash -c "$1" > "$work/output" 2>&1; then
+    echo "FAILED: $1"
+    cat "$work/output"
+    failures=$((failures + 1))
+  fi
+}
+
+echo '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "And", "max_tokens": 4}}' \
+  > "$work/requests.jsonl"
+while IFS= read -r command; do
+  case $command in
+    launch/demo.sh) [ -x launch/demo.sh ] && bash -n launch/demo.sh || failures=$((failures + 1)) ;;   # builds: run by people
+    ?*) run "$(localize "$command")" ;;
+  esac
+done < <(block sh)
+while IFS= read -r command; do
+  case $command in
+    tests/run.sh) [ -x tests/run.sh ] || failures=$((failures + 1)) ;;      # this very test run
+    *build/latentmesh*) run "$(localize_cluster "$command")" ;;
+    ?*) echo "FAILED: no rule to try '$command'"; failures=$((failures + 1)) ;;
+  esac
+done < <(block 'sh cluster')
+
+[ "$count" -ge 7 ] || { echo "FAILED: only $count commands were found in README.md"; failures=$((failures + 1)); }
+[ -s "$work/results.jsonl" ] || { echo "FAILED: batch wrote no results"; failures=$((failures + 1)); }
+echo "$count commands of README.md, $failures failures"
+exit "$failures"
