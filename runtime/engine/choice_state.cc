@@ -66,9 +66,9 @@ void ChoiceState::AddText(int32_t id, bool is_stop_token, ChoiceDelta& delta) {
     return;
   }
   delta.text += stops_->Push(piece);
-  if (!stops_->matched()) return;
+  if (!stops_->stopped()) return;
   finish_ = FinishReason::kStop;
-  delta.stop_reason = stops_->stop();
+  delta.stop_reason = params_.stop[*stops_->found()];
 }
 
 void ChoiceState::FinishText(ChoiceDelta& delta) {
