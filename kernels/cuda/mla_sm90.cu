@@ -1,0 +1,59 @@
+// Choice and launch of the Hopper kernel for latent attention.
+#include "kernels/cuda/mla_sm90_kernel.cuh"
+
+namespace latentmesh::cuda {
+namespace {
+
+using mla::kKeys;
+using mla::kRows;
+
+bool HeadsAligned(const HeadsView& h) {
+  return h.dtype == DType::kBF16 && IsAligned(h.data, 16) && h.token_stride % 8 == 0 && h.head_stride % 8 == 0;
+}
+
+bool Applies(const MlaAttentionParams& p) {
+  const int block = p.cache.block_size;
+  const bool pages = block % 64 == 0 || (block >= 8 && 64 % block == 0);
+  return CurrentCard().hopper && p.cache.format == CacheFormat::kBF16 && p.cache.latent == mla::kLatent && p.cache.rope == mla::kRope &&
+         pages && HeadsAligned(p.q_latent) && HeadsAligned(p.q_rope) && HeadsAligned(p.out) && IsAligned(p.cache.data, 16);
+}
+
+// The number of splits that ends soonest, in units of one key tile: a block costs its tiles and about three more for queries,
+// first copies and results; merging costs about two, and its reads grow with the splits.
+int ChooseSplits(int64_t blocks, int64_t tiles) {
+  const int64_t slots = CurrentCard().multiprocessors;
+  int best = 1;
+  double best_cost = 1e30;
+  for (int splits = 1; splits <= std::min<int64_t>(tiles, 160); ++splits) {
+    const int64_t each = CeilDiv(tiles, splits), waves = CeilDiv(blocks * splits, slots);
+    const double cost = static_cast<double>(waves * (each + 3)) + (splits > 1 ? 2 + 0.02 * splits : 0);
+    if (cost < best_cost) best_cost = cost, best = splits;
+  }
+  return best;
+}
+
+}  // namespace
+
+bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream) {
+  if (!Applies(p)) return false;
+  const PagedBatch& batch = p.batch;
+  const int row_blocks = static_cast<int>(CeilDiv(int64_t{batch.max_queries} * p.out.heads, kRows));
+  const int64_t keys = batch.shard.size == 1 ? batch.max_kv_len : batch.shard.LocalLength(batch.max_kv_len) + batch.shard.block_size;
+  const int64_t tiles = std::max<int64_t>(1, CeilDiv(keys, kKeys));
+  const MlaPartials partials = PlanPartials(p, ChooseSplits(int64_t{row_blocks} * batch.sequences, tiles), workspace);
+  const mla::Args args{p.q_latent, p.q_rope, p.out, MakeDeviceCache(p.cache), batch.query_start, batch.kv_len, batch.block_table,
+                       batch.table_stride, {batch.shard.size, batch.shard.rank, batch.shard.block_size}, p.scale, p.lse.f32(),
+                       p.lse.row_stride, partials, row_blocks, static_cast<int>(CeilDiv(tiles, partials.splits)),
+                       std::min(64, p.cache.block_size)};
+  const CUtensorMap map = MakeTensorMap({p.cache.data, DType::kBF16, p.cache.num_blocks * p.cache.block_size, mla::kKeyDim,
+                                         mla::kKeyDim * 2, args.box_rows, 64});
+  constexpr int kSharedBytes = sizeof(mla::Shared) + 1024;
+  Check(cudaFuncSetAttribute(mla::MlaSm90Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaSm90");
+  const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(partials.splits), static_cast<unsigned>(batch.sequences));
+  mla::MlaSm90Kernel<<<grid, mla::kConsumers + 128, kSharedBytes, stream>>>(args, map);
+  CheckLaunch("MlaSm90");
+  if (partials.splits > 1) LaunchMlaCombine(p, partials, stream);
+  return true;
+}
+
+}  // namespace latentmesh::cuda

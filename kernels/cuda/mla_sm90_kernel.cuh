@@ -1,0 +1,333 @@
+// The kernel described in mla_sm90.cuh.
+#pragma once
+
+#include "kernels/cuda/mla_sm90.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace latentmesh::cuda::mla {
+
+// Named barriers; 0 is __syncthreads.
+enum : int { kProbabilitiesReady = 1, kProbabilitiesTaken = 2, kScoresDone = 3, kGroupZero = 4, kSumsReady = 5 };
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Queries into swizzled chunks; rows beyond the block's are zeros.
+__device__ __forceinline__ void LoadQueries(const Args& p, const Place& place, Shared& s) {
+  constexpr int kUnits = kKeyDim / 8;
+  for (int i = threadIdx.x; i < kRows * kUnits; i += kConsumers) {
+    const int row = i / kUnits, unit = i % kUnits;
+    uint4 value = make_uint4(0, 0, 0, 0);
+    if (row < place.rows) {
+      const bool rope = unit >= kLatent / 8;
+      const HeadsView& q = rope ? p.q_rope : p.q_latent;
+      const bf16* vector = static_cast<const bf16*>(q.data) + (place.first_token + place.Token(p, row)) * q.token_stride +
+                           place.Head(p, row) * q.head_stride;
+      value = *reinterpret_cast<const uint4*>(vector + (rope ? unit - kLatent / 8 : unit) * 8);
+    }
+    *reinterpret_cast<uint4*>(s.q + unit / 8 * kChunkBytes + SwizzledOffset(row, unit % 8)) = value;
+  }
+}
+
+// scores (+)= queries x keys over one chunk of 64 columns. Descriptors count in units of 16 bytes.
+__device__ __forceinline__ void MultiplyChunk(float (&scores)[32], uint64_t q, uint64_t keys, int chunk, bool first) {
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    const int offset = (chunk * kChunkBytes + step * 32) / 16;
+    WgmmaBF16N64(scores, q + offset, keys + offset, first && step == 0 ? 0 : 1);
+  }
+}
+
+// All chunks, in the order in which their copies arrive.
+__device__ __forceinline__ void StartScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
+  const uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
+  BarrierWait(&s.full[buffer][0], parity);
+  WgmmaFence();
+  MultiplyChunk(scores, q, keys, 8, true);
+#pragma unroll
+  for (int chunk = 0; chunk < 4; ++chunk) MultiplyChunk(scores, q, keys, chunk, false);
+  BarrierWait(&s.full[buffer][1], parity);
+  WgmmaFence();  // the wait is a loop: without it the compiler serialises the products around it
+#pragma unroll
+  for (int chunk = 4; chunk < 8; ++chunk) MultiplyChunk(scores, q, keys, chunk, false);
+  WgmmaCommit();
+}
+
+// Keys that do not exist must not put NaNs of stale memory into the sums: 0 times NaN is NaN.
+__device__ __forceinline__ void ClearRowsFrom(Shared& s, int buffer, int first, uint32_t parity) {
+  BarrierWait(&s.full[buffer][0], parity);
+  BarrierWait(&s.full[buffer][1], parity);
+  for (int i = threadIdx.x; i < (kKeys - first) * kChunks * 8; i += 128) {
+    const int row = first + i / (kChunks * 8), unit = i % (kChunks * 8);
+    *reinterpret_cast<uint4*>(s.keys[buffer] + unit / 8 * kChunkBytes + row * 128 + unit % 8 * 16) = make_uint4(0, 0, 0, 0);
+  }
+  FenceAsyncProxy();
+  NamedSync(kGroupZero, 128);
+}
+
+// Online softmax of a tile, in powers of two. The running maximum moves only when it grows by more than 2^kSlack, which
+// saves most corrections of the sums and is exact, because sums and probabilities share whatever maximum is used.
+struct Softmax {
+  static constexpr float kSlack = 8;
+  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, correction[2] = {1, 1};
+
+  __device__ __forceinline__ void Update(float (&scores)[32], float scale_log2, int key_begin, const int (&limit)[2], bool mask) {
+    const int column = threadIdx.x % 4 * 2;
+    if (mask) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        if (key_begin + i / 4 * 8 + column + i % 2 >= limit[i / 2 % 2]) scores[i] = -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float tile = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 32; i += 4) tile = fmaxf(tile, fmaxf(scores[i + 2 * r], scores[i + 2 * r + 1]));
+      tile = fmaxf(tile, __shfl_xor_sync(0xffffffffu, tile, 1));
+      tile = fmaxf(tile, __shfl_xor_sync(0xffffffffu, tile, 2)) * scale_log2;
+      correction[r] = 1;
+      if (tile > largest[r] + kSlack) {  // also when nothing was seen yet
+        correction[r] = exp2f(largest[r] - tile);
+        largest[r] = tile;
+      }
+      const float base = largest[r] == -INFINITY ? 0.f : largest[r];
+      sum[r] *= correction[r];
+#pragma unroll
+      for (int i = 0; i < 32; i += 4) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = scores[i + 2 * r + e];
+          x = exp2f(fmaf(x, scale_log2, -base));
+          sum[r] += x;
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ void FinishSums() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+    }
+  }
+};
+
+__device__ __forceinline__ void Correct(float (&out)[128], float first, float second) {
+  if (__all_sync(0xffffffffu, first == 1.f && second == 1.f)) return;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) out[i] *= i / 2 % 2 == 0 ? first : second;
+}
+
+// out += probabilities x 256 value columns that begin at chunk `chunk`
+__device__ __forceinline__ void StartValues(float (&out)[128], const uint32_t (&p)[4][4], const char* keys, int chunk) {
+  const uint64_t values = SwizzledMatrix(keys + chunk * kChunkBytes, kChunkBytes);
+  WgmmaFence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) WgmmaBF16N256Values(out, p[step], values + step * 16 * 128 / 16, 1);
+  WgmmaCommit();
+}
+
+// One arrival a warp, after all of its lanes are done.
+__device__ __forceinline__ void ReleaseTile(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
+}
+
+__device__ __forceinline__ void StoreHalf(const Args& p, const Place& place, const float (&out)[128], const float (&scale)[2], int column_begin) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = warp * 16 + lane / 4 + r * 8;
+    if (row >= place.rows) continue;
+    const int64_t token = place.first_token + place.Token(p, row), head = place.Head(p, row);
+    const int column = column_begin + lane % 4 * 2;
+    if (p.partials.splits == 1) {
+      bf16* to = static_cast<bf16*>(p.out.data) + token * p.out.token_stride + head * p.out.head_stride + column;
+#pragma unroll
+      for (int j = 0; j < 32; ++j) {
+        *reinterpret_cast<uint32_t*>(to + j * 8) = PackBF16(out[4 * j + 2 * r] * scale[r], out[4 * j + 2 * r + 1] * scale[r]);
+      }
+    } else {
+      float* to = p.partials.out + ((token * p.out.heads + head) * p.partials.splits + place.split) * kLatent + column;
+#pragma unroll
+      for (int j = 0; j < 32; ++j) {
+        *reinterpret_cast<float2*>(to + j * 8) = make_float2(out[4 * j + 2 * r] * scale[r], out[4 * j + 2 * r + 1] * scale[r]);
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ void StoreLse(const Args& p, const Place& place, int row, float lse) {
+  const int64_t token = place.first_token + place.Token(p, row), head = place.Head(p, row);
+  if (p.partials.splits > 1) {
+    p.partials.lse[(token * p.out.heads + head) * p.partials.splits + place.split] = lse;
+  } else if (p.lse != nullptr) {
+    p.lse[token * p.lse_stride + head] = lse;
+  }
+}
+
+// Warpgroup 0: scores, softmax, left half of the output.
+__device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Shared& s) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp * 16 + lane / 4;
+  const int limit[2] = {place.Limit(p, min(row, place.rows - 1)), place.Limit(p, min(row + 8, place.rows - 1))};
+  const int all_visible = place.Limit(p, 0);  // keys below are seen by every row
+  const float scale_log2 = p.scale * 1.4426950408889634f;
+  const int tiles = place.tile_end - place.tile_begin;
+  float scores[32], out[128];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) out[i] = 0;
+  PinRegisters(out);  // zeros now, not between the products that start here
+  Softmax softmax;
+  auto start = [&](int i) {
+    const int buffer = i & 1, valid = place.visible - (place.tile_begin + i) * kKeys;
+    const uint32_t parity = i >> 1 & 1;
+    if (valid < kKeys) ClearRowsFrom(s, buffer, valid, parity);
+    StartScores(scores, s, buffer, parity);
+  };
+  start(0);
+  for (int i = 0; i < tiles; ++i) {
+    WgmmaWait<0>();
+    PinRegisters(scores);
+    if (i > 0) NamedArrive(kScoresDone, kConsumers);
+    const int key_begin = (place.tile_begin + i) * kKeys;
+    softmax.Update(scores, scale_log2, key_begin, limit, key_begin + kKeys > all_visible);
+    uint32_t probabilities[4][4];
+#pragma unroll
+    for (int j = 0; j < 16; ++j) probabilities[j / 4][j % 4] = PackBF16(scores[2 * j], scores[2 * j + 1]);
+    if (i > 0) NamedSync(kProbabilitiesTaken, kConsumers);
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {  // j: pair of columns 8 * (j / 2), rows of the upper or lower half
+      const int r = row + j % 2 * 8;
+      *reinterpret_cast<uint32_t*>(s.p + SwizzledOffset(r, j / 2) + lane % 4 * 4) = probabilities[j / 4][j % 4];
+    }
+    if (lane % 4 == 0) {
+      s.correction[row] = softmax.correction[0];
+      s.correction[row + 8] = softmax.correction[1];
+    }
+    NamedArrive(kProbabilitiesReady, kConsumers);
+    Correct(out, softmax.correction[0], softmax.correction[1]);
+    StartValues(out, probabilities, s.keys[i & 1], 0);
+    if (i + 1 < tiles) {
+      start(i + 1);
+      WgmmaWait<1>();  // the values' products are done, the scores' go on
+      ReleaseTile(&s.empty[i & 1][0]);
+    }
+  }
+  WgmmaWait<0>();
+  PinRegisters(out);
+  softmax.FinishSums();
+  if (lane % 4 == 0) {
+    s.sum[row] = softmax.sum[0];
+    s.sum[row + 8] = softmax.sum[1];
+  }
+  NamedArrive(kSumsReady, kConsumers);
+  const float scale[2] = {softmax.sum[0] > 0 ? 1.f / softmax.sum[0] : 0.f, softmax.sum[1] > 0 ? 1.f / softmax.sum[1] : 0.f};
+  StoreHalf(p, place, out, scale, 0);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (lane % 4 != 0 || row + r * 8 >= place.rows) continue;
+    const float sum = softmax.sum[r];
+    StoreLse(p, place, row + r * 8, sum > 0 ? (softmax.largest[r] + log2f(sum)) * 0.6931471805599453f : -INFINITY);
+  }
+}
+
+// Warpgroup 1: right half of the output, started when the next tile's scores are done.
+__device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shared& s) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = warp * 16 + lane / 4;
+  const int tiles = place.tile_end - place.tile_begin;
+  float out[128];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) out[i] = 0;
+  for (int i = 0; i < tiles; ++i) {
+    NamedSync(kProbabilitiesReady, kConsumers);
+    uint32_t probabilities[4][4];
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      LoadMatrix4(probabilities[step], s.p + SwizzledOffset(warp * 16 + lane % 16, step * 2 + lane / 16));
+    }
+    const float first = s.correction[row], second = s.correction[row + 8];
+    if (i + 1 < tiles) {
+      NamedArrive(kProbabilitiesTaken, kConsumers);
+      NamedSync(kScoresDone, kConsumers);
+    }
+    Correct(out, first, second);
+    StartValues(out, probabilities, s.keys[i & 1], 4);
+    WgmmaWait<0>();
+    PinRegisters(out);
+    ReleaseTile(&s.empty[i & 1][1]);
+  }
+  NamedSync(kSumsReady, kConsumers);
+  const float sum[2] = {s.sum[row], s.sum[row + 8]};
+  const float scale[2] = {sum[0] > 0 ? 1.f / sum[0] : 0.f, sum[1] > 0 ? 1.f / sum[1] : 0.f};
+  StoreHalf(p, place, out, scale, 256);
+}
+
+// One thread keeps the copy engine busy: two buffers, each in a left and a right part.
+__device__ __forceinline__ void RunCopies(const Args& p, const Place& place, Shared& s, const CUtensorMap* map) {
+  const int32_t* table = p.block_table + place.sequence * p.table_stride;
+  const int boxes = kKeys / p.box_rows, box_bytes = p.box_rows * 128;
+  for (int i = 0; i < place.tile_end - place.tile_begin; ++i) {
+    const int buffer = i & 1, first = (place.tile_begin + i) * kKeys;
+    const uint32_t parity = (i >> 1 & 1) ^ 1;
+    const int needed = min(boxes, (place.visible - first + p.box_rows - 1) / p.box_rows);  // no page beyond the last key
+    for (int part = 0; part < 2; ++part) {
+      BarrierWait(&s.empty[buffer][part], parity);
+      BarrierExpect(&s.full[buffer][part], needed * box_bytes * (part == 0 ? 5 : 4));
+      for (int box = 0; box < needed; ++box) {
+        const int token = first + box * p.box_rows;
+        const int slot = table[token / p.cache.block_size] * p.cache.block_size + token % p.cache.block_size;
+        char* to = s.keys[buffer] + box * box_bytes;
+        if (part == 0) CopyBox(to + 8 * kChunkBytes, map, 8 * 64, slot, &s.full[buffer][part]);
+        for (int chunk = part * 4; chunk < part * 4 + 4; ++chunk) {
+          CopyBox(to + chunk * kChunkBytes, map, chunk * 64, slot, &s.full[buffer][part]);
+        }
+      }
+    }
+  }
+}
+
+#endif
+
+__global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __grid_constant__ Args p, const __grid_constant__ CUtensorMap map) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ char memory[];
+  Shared& s = *reinterpret_cast<Shared*>(memory + (1024 - SharedAddress(memory) % 1024) % 1024);
+  const Place place(p);
+  if (place.tile_begin >= place.tile_end) {  // nothing to see here: an empty split, or rows without keys
+    const int row = threadIdx.x;
+    if (row >= place.rows || (p.partials.splits == 1 && place.split > 0)) return;
+    StoreLse(p, place, row, -INFINITY);
+    if (p.partials.splits > 1) return;
+    bf16* out = static_cast<bf16*>(p.out.data) + (place.first_token + place.Token(p, row)) * p.out.token_stride + place.Head(p, row) * p.out.head_stride;
+    for (int i = 0; i < kLatent; ++i) out[i] = FromFloat<bf16>(0.f);
+    return;
+  }
+  if (threadIdx.x == 0) {
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      for (int part = 0; part < 2; ++part) {
+        BarrierInit(&s.full[buffer][part], 1);
+        BarrierInit(&s.empty[buffer][part], 4);
+      }
+    }
+    PrefetchMap(&map);
+    FenceAsyncProxy();
+  }
+  if (threadIdx.x < kConsumers) {
+    LoadQueries(p, place, s);
+    FenceAsyncProxy();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    RegistersUp<232>();
+    RunLeft(p, place, s);
+  } else if (threadIdx.x < kConsumers) {
+    RegistersUp<232>();
+    RunRight(p, place, s);
+  } else {
+    RegistersDown<40>();
+    if (threadIdx.x == kConsumers) RunCopies(p, place, s, &map);
+  }
+#endif
+}
+
+}  // namespace latentmesh::cuda::mla

@@ -1,0 +1,132 @@
+// Dense, small and grouped products at DeepSeek-V3's shapes. Weight sets rotate so that they exceed the L2.
+#include <algorithm>
+
+#include "kernels/cuda/matmul.h"
+#include "tests/bench/gpu_bench.h"
+
+namespace latentmesh::bench {
+namespace {
+
+struct Weights {
+  Tensor data, scales;
+  ExpertWeightsView view;
+};
+
+Weights MakeWeights(Bench& bench, DType type, int64_t n, int64_t k, int count) {
+  Weights w;
+  const bool fp8 = type == DType::kF8E4M3;
+  const int64_t scale_rows = (n + 127) / 128, scale_cols = (k + 127) / 128;
+  w.data = bench.Random(type, {count * n, k}, fp8 ? 60.f : 0.02f);
+  w.view.first.dtype = type;
+  w.view.first.data = w.data.view.data;
+  w.view.first.rows = n;
+  w.view.first.cols = k;
+  w.view.count = count;
+  w.view.data_stride = n * k * static_cast<int64_t>(DTypeSize(type));
+  if (fp8) {
+    w.scales = bench.Random(DType::kF32, {count * scale_rows * scale_cols}, 3e-4f);
+    w.view.first.scales = w.scales.view.f32();
+    w.view.first.scale_cols = scale_cols;
+    w.view.first.block_rows = w.view.first.block_cols = 128;
+    w.view.scale_stride = scale_rows * scale_cols;
+  }
+  return w;
+}
+
+int Sets(double bytes) { return static_cast<int>(std::clamp(400e6 / bytes, 1.0, 8.0)); }
+
+std::string Shape(int64_t m, int64_t n, int64_t k) { return std::to_string(m) + " x " + std::to_string(k) + " -> " + std::to_string(n); }
+
+cuda::Matmul Plain(const TensorView& x, const WeightView& w, const TensorView& out) {
+  cuda::Matmul m;
+  m.x = x.data, m.x_type = x.dtype, m.x_stride = x.row_stride, m.w.view = w;
+  m.out = out.data, m.out_type = out.dtype, m.out_stride = out.row_stride;
+  m.m = x.rows(), m.n = w.rows, m.k = w.cols;
+  return m;
+}
+
+void Dense(Bench& bench, DType type, int64_t m, int64_t n, int64_t k) {
+  const double bytes = static_cast<double>(n) * k * static_cast<double>(DTypeSize(type));
+  const int sets = m > 256 ? 1 : Sets(bytes);
+  std::vector<Weights> weights;
+  for (int i = 0; i < sets; ++i) weights.push_back(MakeWeights(bench, type, n, k, 1));
+  Tensor x = bench.Random(DType::kBF16, {m, k}, 1), out = bench.Poisoned(DType::kBF16, {m, n}), plain = bench.Poisoned(DType::kF32, {m, n});
+  const double time = bench.Time([&](int i) { bench.ops().Gemm({x.view, weights[i % sets].view.first, {}, out.view, false}, bench.stream()); },
+                                 m > 256 ? 4 : 16);
+  bench.ops().Gemm({x.view, weights[0].view.first, {}, out.view, false}, bench.stream());
+  cuda::LaunchMatmulSimt(Plain(x.view, weights[0].view.first, plain.view), bench.native());
+  bench.Report(std::string("GEMM ") + DTypeName(type) + " " + Shape(m, n, k), time, 2.0 * m * n * k, bytes + 2.0 * m * (n + k),
+               bench.Difference(out.view, plain.view), type == DType::kF8E4M3);
+}
+
+void Grouped(Bench& bench, DType type, int experts, int each, int64_t hidden, int64_t width) {
+  const int64_t rows = int64_t{experts} * each;
+  const double size = static_cast<double>(DTypeSize(type)), bytes = static_cast<double>(experts) * hidden * width * size;
+  const int sets = each > 256 ? 1 : std::min(2, Sets(bytes) + 1);
+  std::vector<Weights> gate, up, down;
+  for (int i = 0; i < sets; ++i) {
+    gate.push_back(MakeWeights(bench, type, width, hidden, experts));
+    up.push_back(MakeWeights(bench, type, width, hidden, experts));
+    down.push_back(MakeWeights(bench, type, hidden, width, experts));
+  }
+  std::vector<int32_t> offset(experts + 1);
+  for (int e = 0; e <= experts; ++e) offset[e] = e * each;
+  Tensor offsets = bench.Ints(offset);
+  Tensor x = bench.Random(DType::kBF16, {rows, hidden}, 1), middle = bench.Poisoned(DType::kBF16, {rows, width});
+  Tensor out = bench.Poisoned(DType::kBF16, {rows, hidden}), plain = bench.Poisoned(DType::kF32, {rows, hidden});
+  const int calls = each > 256 ? 2 : 8;
+  const std::string label = std::string(DTypeName(type)) + ", " + std::to_string(experts) + " experts x " + std::to_string(each) + " tokens, ";
+  const double gate_time = bench.Time([&](int i) {
+    bench.ops().GroupedGateUp({x.view, offsets.view.i32(), gate[i % sets].view, up[i % sets].view, middle.view}, bench.stream());
+  }, calls);
+  bench.ops().GroupedGateUp({x.view, offsets.view.i32(), gate[0].view, up[0].view, middle.view}, bench.stream());
+  double gate_error = -1;
+  if (each <= 256) {
+    Tensor reference = bench.Poisoned(DType::kF32, {rows, width});
+    cuda::Matmul m = Plain(x.view, gate[0].view.first, reference.view);
+    m.w = {gate[0].view.first, gate[0].view.data_stride / static_cast<int64_t>(size), gate[0].view.scale_stride};
+    m.up = {up[0].view.first, up[0].view.data_stride / static_cast<int64_t>(size), up[0].view.scale_stride};
+    m.offsets = offsets.view.i32();
+    m.batches = experts;
+    cuda::LaunchMatmulSimt(m, bench.native());
+    gate_error = bench.Difference(middle.view, reference.view);
+  }
+  bench.Report("grouped gate-up " + label + std::to_string(hidden) + " -> 2 x " + std::to_string(width), gate_time, 4.0 * rows * hidden * width,
+               2 * bytes + 2.0 * rows * (hidden + width), gate_error, type == DType::kF8E4M3);
+  const double down_time = bench.Time([&](int i) {
+    bench.ops().GroupedGemm({middle.view, offsets.view.i32(), down[i % sets].view, out.view}, bench.stream());
+  }, calls);
+  bench.ops().GroupedGemm({middle.view, offsets.view.i32(), down[0].view, out.view}, bench.stream());
+  double error = -1;
+  if (each <= 256) {
+    cuda::Matmul m = Plain(middle.view, down[0].view.first, plain.view);
+    m.w = {down[0].view.first, down[0].view.data_stride / static_cast<int64_t>(size), down[0].view.scale_stride};
+    m.offsets = offsets.view.i32();
+    m.batches = experts;
+    cuda::LaunchMatmulSimt(m, bench.native());
+    error = bench.Difference(out.view, plain.view);
+  }
+  bench.Report("grouped down " + label + std::to_string(width) + " -> " + std::to_string(hidden), down_time, 2.0 * rows * hidden * width,
+               bytes + 2.0 * rows * (hidden + width), error, type == DType::kF8E4M3);
+}
+
+}  // namespace
+
+void BenchMatmul(Bench& bench) {
+  Dense(bench, DType::kF8E4M3, 4096, 7168, 16384);
+  Dense(bench, DType::kF8E4M3, 4096, 4096, 7168);
+  Dense(bench, DType::kF8E4M3, 4096, 7168, 2048);
+  Dense(bench, DType::kBF16, 4096, 7168, 16384);
+  for (DType type : {DType::kBF16, DType::kF8E4M3}) {
+    for (int m : {1, 4, 8, 16, 32, 64}) Dense(bench, type, m, 7168, 16384);
+    Dense(bench, type, 1, 2112, 7168);
+    Dense(bench, type, 64, 2112, 7168);
+  }
+  Dense(bench, DType::kBF16, 1, 102400, 2048);
+  for (int each : {1, 4, 16, 64}) Grouped(bench, DType::kF8E4M3, 32, each, 7168, 2048);
+  for (int each : {1, 4}) Grouped(bench, DType::kBF16, 64, each, 2048, 1408);
+  Grouped(bench, DType::kF8E4M3, 8, 4096, 7168, 2048);
+  Grouped(bench, DType::kBF16, 8, 4096, 7168, 2048);
+}
+
+}  // namespace latentmesh::bench
