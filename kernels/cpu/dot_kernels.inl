@@ -1,14 +1,12 @@
 // Dot products of weight rows with few tokens: weights stream through registers once and are converted there.
 // Included inside the namespace of one instruction set.
 
-constexpr int kDotRows = 4;
-
 static inline int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// acc[r][m] += w[r] . x[m] over [begin, end)
-template <typename W, int R, int M>
+// acc[r][m] += w[r] * scale[r] . x[m] over [begin, end); without kScaled the scales are left out.
+template <bool kScaled, typename W, int R, int M>
 static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M], int64_t begin, int64_t end,
-                              Vec (&acc)[R][M]) {
+                              const Vec (&scale)[R], Vec (&acc)[R][M]) {
   int64_t k = begin;
   for (; k + kLanes <= end; k += kLanes) {
     Vec xv[M];
@@ -16,7 +14,8 @@ static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M]
     for (int m = 0; m < M; ++m) xv[m] = Load(x[m] + k);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec wv = Load(w[r] + k);
+      Vec wv = Load(w[r] + k);
+      if (kScaled) wv = Mul(wv, scale[r]);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) acc[r][m] = MulAdd(wv, xv[m], acc[r][m]);
     }
@@ -24,13 +23,15 @@ static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M]
   if (k == end) return;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const Vec wv = LoadPartial(w[r] + k, end - k);
+    Vec wv = LoadPartial(w[r] + k, end - k);
+    if (kScaled) wv = Mul(wv, scale[r]);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) acc[r][m] = MulAdd(wv, LoadPartial(x[m] + k, end - k), acc[r][m]);
   }
 }
 
-// The same with one scale per block of columns: each block's sum is multiplied once.
+// The same with one scale per block of columns. One token: each block's sum is multiplied once. Several: the sums of two
+// levels would not fit the registers, and the multiplication of a weight is shared by the tokens.
 template <typename W, int R, int M>
 static inline void ScaledDot(const WeightRows& weights, int64_t row, const W* const (&w)[R], const float* const (&x)[M],
                              int64_t k, Vec (&acc)[R][M]) {
@@ -42,18 +43,18 @@ static inline void ScaledDot(const WeightRows& weights, int64_t row, const W* co
   int64_t block = weights.col_offset / weights.block_cols;
   for (int64_t begin = 0; begin < k; ++block) {
     const int64_t end = Smaller(k, (block + 1) * weights.block_cols - weights.col_offset);
-    Vec part[R][M];
+    Vec scale[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) scale[r] = Set1(scales[r][block] * kF8Unit);
+    if constexpr (M == 1) {
+      Vec part[R][M];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) part[r][m] = Zero();
-    }
-    DotSegment<W, R, M>(w, x, begin, end, part);
+      for (int r = 0; r < R; ++r) part[r][0] = Zero();
+      DotSegment<false, W, R, M>(w, x, begin, end, scale, part);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec scale = Set1(scales[r][block] * kF8Unit);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) acc[r][m] = MulAdd(part[r][m], scale, acc[r][m]);
+      for (int r = 0; r < R; ++r) acc[r][0] = MulAdd(part[r][0], scale[r], acc[r][0]);
+    } else {
+      DotSegment<true, W, R, M>(w, x, begin, end, scale, acc);
     }
     begin = end;
   }
@@ -75,7 +76,8 @@ static void DotTile(const DotArgs& a, int64_t row, int64_t token) {
   if constexpr (sizeof(W) == 1) {
     ScaledDot<W, R, M>(a.w, row, w, x, a.k, acc);
   } else {
-    DotSegment<W, R, M>(w, x, 0, a.k, acc);
+    const Vec unused[R] = {};
+    DotSegment<false, W, R, M>(w, x, 0, a.k, unused, acc);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -88,17 +90,32 @@ static void DotTile(const DotArgs& a, int64_t row, int64_t token) {
   }
 }
 
-template <typename W, int R>
+template <typename W, int R, int M>
 static void DotRowGroup(const DotArgs& a, int64_t row) {
   int64_t t = 0;
-  for (; t + kDotTokens <= a.tokens; t += kDotTokens) DotTile<W, R, kDotTokens>(a, row, t);
-  for (; kDotTokens > 2 && t + 2 <= a.tokens; t += 2) DotTile<W, R, 2>(a, row, t);
+  for (; t + M <= a.tokens; t += M) DotTile<W, R, M>(a, row, t);
+  if constexpr (M > 4) {
+    for (; t + 4 <= a.tokens; t += 4) DotTile<W, R, 4>(a, row, t);
+  }
+  if constexpr (M > 2) {
+    for (; t + 2 <= a.tokens; t += 2) DotTile<W, R, 2>(a, row, t);
+  }
   for (; t < a.tokens; ++t) DotTile<W, R, 1>(a, row, t);
 }
 
+template <typename W, int R, int M>
+static void DotRows(const DotArgs& a) {
+  int64_t row = 0;
+  for (; row + R <= a.rows; row += R) DotRowGroup<W, R, M>(a, row);
+  for (; row < a.rows; ++row) DotRowGroup<W, 1, M>(a, row);
+}
+
+// One token needs several rows at a time for independent sums; more tokens share each converted weight.
 template <typename W>
 static void Dot(const DotArgs& a) {
-  int64_t row = 0;
-  for (; row + kDotRows <= a.rows; row += kDotRows) DotRowGroup<W, kDotRows>(a, row);
-  for (; row < a.rows; ++row) DotRowGroup<W, 1>(a, row);
+  if (a.tokens == 1) {
+    DotRows<W, 4, 1>(a);
+  } else {
+    DotRows<W, kDotRows, kDotTokens>(a);
+  }
 }

@@ -84,6 +84,8 @@ struct KernelTable {
   void (*pack[kWeightKinds])(const PackArgs&);
   void (*softmax)(const SoftmaxArgs&);
   void (*to_float[kWeightKinds])(const void* source, float* target, int64_t n, float scale);
+  // Decodes a multiple of the vector length, up to n numbers of packed 6-bit codes, and returns how many.
+  int64_t (*six_bit_to_float)(const void* source, float* target, int64_t n, float scale);
   float (*sum_squares)(const float* x, int64_t n);
   void (*scale_by)(const float* x, float factor, const float* weight, float* out, int64_t n);  // x * factor * weight
   void (*scale)(float* x, float factor, int64_t n);

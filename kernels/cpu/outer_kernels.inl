@@ -86,6 +86,8 @@ static void Outer(const OuterArgs& a) {
   if (col < a.n) OuterColumns<B, kTransposed, 1, true>(a, col, a.n - col);
 }
 
+constexpr int64_t kPrefetchBytes = 512;
+
 // Rows [first, first + kLanes) of the panel, columns [begin, end): one scale per row.
 template <typename W>
 static inline void PackSegment(const PackArgs& a, int64_t first, int64_t begin, int64_t end, const float* scales) {
@@ -99,6 +101,8 @@ static inline void PackSegment(const PackArgs& a, int64_t first, int64_t begin, 
         continue;
       }
       const W* source = data + r * a.w.stride + k;
+      // Sixteen strided streams are more than the hardware follows; the end of a slab fetches the start of the next.
+      __builtin_prefetch(reinterpret_cast<const char*>(source) + kPrefetchBytes);
       rows[r] = n == kLanes ? Load(source) : LoadPartial(source, n);
       if (sizeof(W) == 1) rows[r] = Mul(rows[r], Set1(scales[r]));
     }

@@ -9,10 +9,11 @@ namespace latentmesh {
 namespace {
 
 void Decode6BitPart(const uint8_t* codes, int64_t begin, int64_t n, float scale, float* numbers) {
-  for (int64_t i = 0; i < n; ++i) {
+  int64_t i = begin % 4 == 0 ? Kernels().six_bit_to_float(codes + begin / 4 * 3, numbers, n, scale) : 0;
+  for (; i < n; ++i) {
     const int64_t at = begin + i;
-    uint32_t packed = 0;
-    std::memcpy(&packed, codes + at / 4 * 3, 3);
+    const uint8_t* group = codes + at / 4 * 3;
+    const uint32_t packed = group[0] | static_cast<uint32_t>(group[1]) << 8 | static_cast<uint32_t>(group[2]) << 16;
     numbers[i] = static_cast<float>(static_cast<int>((packed >> (6 * (at % 4))) & 63u) - 32) * scale;
   }
 }

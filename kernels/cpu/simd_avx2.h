@@ -15,7 +15,8 @@ struct Vec {
 };
 constexpr int kLanes = 8;
 constexpr int kOuterRows = 6;
-constexpr int kDotTokens = 2;
+constexpr int kDotRows = 4;      // register tile of the dot product: kDotRows x kDotTokens
+constexpr int kDotTokens = 3;
 
 static inline Vec Set1(float x) { return {_mm256_set1_ps(x)}; }
 static inline Vec Zero() { return {_mm256_setzero_ps()}; }
@@ -32,6 +33,20 @@ static inline Vec Load(const F8* p) {
   const __m128i largest = _mm_set1_epi16(0x3f80);
   const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(half, largest), largest);
   return {_mm256_cvtph_ps(_mm_or_si128(half, nan))};
+}
+// Six bytes; every 32-bit lane gets the three bytes of its four numbers and shifts its own down.
+static inline Vec Load(const SixBit* p) {
+  uint32_t low;
+  uint16_t high;
+  std::memcpy(&low, p, 4);
+  std::memcpy(&high, p + 4, 2);
+  const __m256i bytes = _mm256_set1_epi64x(static_cast<int64_t>(low | static_cast<uint64_t>(high) << 32));
+  const __m256i spread = _mm256_setr_epi8(0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1,  //
+                                          3, 4, 5, -1, 3, 4, 5, -1, 3, 4, 5, -1, 3, 4, 5, -1);
+  const __m256i shift = _mm256_setr_epi32(0, 6, 12, 18, 0, 6, 12, 18);
+  const __m256i lanes = _mm256_srlv_epi32(_mm256_shuffle_epi8(bytes, spread), shift);
+  const __m256i codes = _mm256_and_si256(lanes, _mm256_set1_epi32(63));
+  return {_mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(32)))};
 }
 template <typename T>
 static inline Vec LoadPartial(const T* p, int64_t n) {

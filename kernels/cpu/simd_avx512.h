@@ -15,6 +15,7 @@ struct Vec {
 };
 constexpr int kLanes = 16;
 constexpr int kOuterRows = 12;
+constexpr int kDotRows = 4;      // register tile of the dot product: kDotRows x kDotTokens
 constexpr int kDotTokens = 4;
 
 static inline __mmask16 FirstLanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
@@ -35,6 +36,18 @@ static inline Vec Load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline Vec Load(const Bf16* p) { return FromBf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 static inline Vec Load(const F16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 static inline Vec Load(const F8* p) { return FromF8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+// Twelve bytes; every 32-bit lane gets the three bytes of its four numbers and shifts its own down.
+static inline Vec Load(const SixBit* p) {
+  const __m512i bytes = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(0xfff, p));
+  const __m512i lane = _mm512_set4_epi32(static_cast<int>(0x80020100u), static_cast<int>(0x80020100u),
+                                         static_cast<int>(0x80020100u), static_cast<int>(0x80020100u));
+  const __m512i group = _mm512_setr_epi32(0, 0, 0, 0, 0x030303, 0x030303, 0x030303, 0x030303, 0x060606, 0x060606, 0x060606,
+                                          0x060606, 0x090909, 0x090909, 0x090909, 0x090909);
+  const __m512i shift = _mm512_set4_epi32(18, 12, 6, 0);
+  const __m512i lanes = _mm512_srlv_epi32(_mm512_shuffle_epi8(bytes, _mm512_add_epi8(lane, group)), shift);
+  const __m512i codes = _mm512_and_si512(lanes, _mm512_set1_epi32(63));
+  return {_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(32)))};
+}
 static inline Vec LoadPartial(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(FirstLanes(n), p)}; }
 static inline Vec LoadPartial(const Bf16* p, int64_t n) { return FromBf16(_mm256_maskz_loadu_epi16(FirstLanes(n), p)); }
 static inline Vec LoadPartial(const F16* p, int64_t n) {

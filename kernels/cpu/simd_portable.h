@@ -18,7 +18,8 @@ struct Vec {
 };
 constexpr int kLanes = 4;
 constexpr int kOuterRows = 6;    // register tile of the outer product: kOuterRows x 2 vectors
-constexpr int kDotTokens = 2;    // register tile of the dot product: 4 rows x kDotTokens
+constexpr int kDotRows = 4;      // register tile of the dot product: kDotRows x kDotTokens
+constexpr int kDotTokens = 2;
 
 static inline Vec Set1(float x) { return {Float4{x, x, x, x}}; }
 static inline Vec Zero() { return Set1(0); }
@@ -46,6 +47,11 @@ static inline Vec Load(const F8* p) {
   const UInt4 nan = (UInt4)(magnitude == 0x7fu) & 0x7fc00000u;
   const Float4 scaled = (Float4)(magnitude << 20) * 0x1p112f;
   return {(Float4)(((UInt4)scaled | nan) | sign)};
+}
+static inline Vec Load(const SixBit* p) {
+  const uint32_t packed = p[0].bits | static_cast<uint32_t>(p[1].bits) << 8 | static_cast<uint32_t>(p[2].bits) << 16;
+  const UInt4 shift = {0, 6, 12, 18}, codes = (UInt4{packed, packed, packed, packed} >> shift) & 63u;
+  return {__builtin_convertvector((Int4)codes - 32, Float4)};
 }
 template <typename T>
 static inline Vec LoadPartial(const T* p, int64_t n) {

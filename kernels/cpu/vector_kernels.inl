@@ -34,6 +34,15 @@ static void ToFloat(const void* source, float* target, int64_t n, float scale) {
              [&](int64_t i, int64_t c) { StorePartial(target + i, Mul(LoadPartial(in + i, c), factor), c); });
 }
 
+// Whole vectors only; the caller takes the rest.
+static int64_t SixBitToFloat(const void* source, float* target, int64_t n, float scale) {
+  const SixBit* in = static_cast<const SixBit*>(source);
+  const Vec factor = Set1(scale);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(target + i, Mul(Load(in + i / 4 * 3), factor));
+  return i;
+}
+
 static float SumSquares(const float* x, int64_t n) {
   Vec sums[4] = {Zero(), Zero(), Zero(), Zero()};
   int64_t i = 0;

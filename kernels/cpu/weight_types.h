@@ -15,6 +15,11 @@ struct F8 {
   uint8_t bits;
 };
 
+// Four numbers in three bytes, see cache_record.h; vector loads give the whole numbers -31 to 31.
+struct SixBit {
+  uint8_t bits;
+};
+
 // Vector loads of F8 read the code as an f16 and come out smaller by 2^-8; scales are multiplied with this instead.
 constexpr float kF8Unit = 256.0f;
 
