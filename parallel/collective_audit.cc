@@ -255,7 +255,8 @@ Status CollectiveAudit::Compare(ControlChannel& control) {
   control.Broadcast(wire);
   LM_CHECK(wire.size() == sizeof found);
   std::memcpy(&found, wire.data(), sizeof found);
-  Status status = found.rank < 0 ? Status::Ok() : Explain(found.group, found.rank, found.reference, found.message, control);
+  Status status;
+  if (found.rank >= 0) status = Explain(found.group, found.rank, found.reference, found.message, control);
   Restart();
   return control.Agree(status);
 }

@@ -1,6 +1,6 @@
 // CollectiveAudit: a debug mode that finds ranks which make different collective calls, and messages that change on the
-// way. Communicators wrapped by it log every call (operation, type, bytes, root) and, for host memory, checksums of what
-// was sent, received and made equal on all ranks; Compare holds the ranks' logs against each other, once a step.
+// way. Communicators wrapped by it log every call (operation, type, bytes, root) and, for host memory, checksums of
+// what was sent, received and made equal on all ranks; Compare holds the ranks' logs against each other, once a step.
 #pragma once
 
 #include <memory>

@@ -34,7 +34,8 @@ Status Audit(Step step) {
 
 TEST(CollectiveAudit, IsSilentWhenAllIsWell) {
   Status status = Audit([](int, CommunicatorSet& set, Stream& stream) {
-    for (Communicator* group : {set.world.get(), set.tp.get(), set.cp.get(), set.dp.get(), set.ep.get(), set.pp.get()}) {
+    for (Communicator* group :
+         {set.world.get(), set.tp.get(), set.cp.get(), set.dp.get(), set.ep.get(), set.pp.get()}) {
       Status right = CheckCollectives(*group, stream, {.rounds = 3});
       EXPECT_TRUE(right.ok()) << right.message();
     }
@@ -119,7 +120,8 @@ TEST(CollectiveAudit, NamesBothEndsOfADamagedMessage) {
     ep.AllToAllV({send.data(), bytes, at, recv.data(), bytes, at}, stream);
   });
   EXPECT_EQ(status.code(), StatusCode::kCommunication);
-  EXPECT_NE(status.message().find("group ep: what rank 3 received from rank 1 is not what that sent"), std::string::npos)
+  EXPECT_NE(status.message().find("group ep: what rank 3 received from rank 1 is not what that sent"),
+            std::string::npos)
       << status.message();
 }
 

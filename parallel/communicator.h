@@ -44,7 +44,7 @@ class Communicator {
   virtual int size() const = 0;
   virtual const std::string& name() const = 0;    // "world", "tp", "dp", "ep", "cp", "pp"
 
-  virtual void AllReduceSum(const TensorView& inout, Stream& stream) = 0;                 // f32, bf16 or i32, contiguous
+  virtual void AllReduceSum(const TensorView& inout, Stream& stream) = 0;                // f32, bf16 or i32, contiguous
   virtual void ReduceScatterSum(const TensorView& in, const TensorView& out, Stream& stream) = 0;  // in = size() x out
   virtual void AllGather(const void* send, void* recv, size_t bytes, Stream& stream) = 0;  // recv: size() x bytes
   virtual void AllGatherV(const void* send, size_t bytes, void* recv, std::span<const size_t> recv_bytes,
@@ -71,6 +71,8 @@ struct CommunicatorSet {
   std::unique_ptr<Communicator> dp;     // ranks with the same pp and tp index
   std::unique_ptr<Communicator> ep;     // all dp x tp ranks of a pp stage
   std::unique_ptr<Communicator> pp;     // ranks with the same dp and tp index
+  std::unique_ptr<Communicator> host_world;   // all ranks over MPI beside NCCL; null where `world` moves host memory itself
+  Communicator& host() { return host_world ? *host_world : *world; }
 };
 
 }  // namespace latentmesh

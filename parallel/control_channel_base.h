@@ -1,8 +1,9 @@
 // ControlChannelBase: the protocol of the control channel over tagged messages between pairs of ranks.
 //
-// Broadcasts and heartbeats run down a binomial tree rooted at rank 0. A worker waits for the first message after a plan
-// as long as a step may take (rank 0 may still be computing); once a heartbeat has told it that rank 0 is idle, silence
-// longer than the idle timeout is a fault. Workers answer heartbeats, so that rank 0 notices a stuck worker too.
+// Broadcasts and heartbeats run down a binomial tree rooted at rank 0. A worker waits for the first message after a
+// plan as long as a step may take (rank 0 may still be computing); once a heartbeat has told it that rank 0 is idle,
+// silence longer than the idle timeout is a fault. Workers answer heartbeats, so that rank 0 notices a stuck worker
+// too.
 #pragma once
 
 #include <algorithm>

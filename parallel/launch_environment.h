@@ -19,8 +19,8 @@ LaunchEnvironment DetectLaunch();
 // The variable's value, or `otherwise` when it is unset or empty.
 std::string EnvironmentVariable(const char* name, const std::string& otherwise = "");
 
-// Lets NCCL take each rank of a host for a host of its own, so that several ranks may use one GPU (tests of correctness;
-// slow). Before the first NCCL call, and before other threads run.
+// Lets NCCL take each rank of a host for a host of its own, so that several ranks may use one GPU (tests of
+// correctness; slow). Before the first NCCL call, and before other threads run.
 void ShareGpuBetweenRanks(int rank);
 
 }  // namespace latentmesh

@@ -70,15 +70,17 @@ class LocalCommunicator : public CommunicatorBase {
 
   void DoAllToAllV(const AllToAllVParams& p, Stream&) override {
     group_->Meet(site(), {.call = "AllToAllV", .all_to_all = &p});
+    std::string problem;
     for (int r = 0; r < size(); ++r) {
       const AllToAllVParams& peer = *group_->offer(r).all_to_all;
-      if (peer.send_bytes[rank()] != p.recv_bytes[r])
-        group_->Abort(site().Fail(StatusCode::kCommunication, "AllToAllV",
-                                  "expected " + std::to_string(p.recv_bytes[r]) + " bytes from rank " +
-                                      std::to_string(r) + ", which sends " + std::to_string(peer.send_bytes[rank()])));
-      Copy(At(p.recv, p.recv_offsets[r]), At(peer.send, peer.send_offsets[rank()]), p.recv_bytes[r]);
+      if (peer.send_bytes[rank()] == p.recv_bytes[r])
+        Copy(At(p.recv, p.recv_offsets[r]), At(peer.send, peer.send_offsets[rank()]), p.recv_bytes[r]);
+      else
+        problem = "expected " + std::to_string(p.recv_bytes[r]) + " bytes from rank " + std::to_string(r) +
+                  ", which sends " + std::to_string(peer.send_bytes[rank()]);
     }
-    group_->Part(site());
+    group_->Part(site());                  // before an error, too: the others still read this rank's memory
+    if (!problem.empty()) group_->Abort(site().Fail(StatusCode::kCommunication, "AllToAllV", problem));
   }
 
   void DoSend(const void* data, size_t bytes, int peer, Stream&) override {

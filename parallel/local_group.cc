@@ -34,7 +34,7 @@ void LocalGroup::Wait(Lock& lock, const CallSite& site, const char* call, const 
     std::vector<int> waiting_for = missing();
     for (int rank : waiting_for)
       if (left_[rank])
-        AbortLocked(site.Fail(StatusCode::kCommunication, call, "rank " + std::to_string(rank) + " has left the group"));
+        AbortLocked(site.Fail(StatusCode::kCommunication, call, RankList({rank}) + " has left the group"));
     auto now = Clock::now();
     if (now >= deadline) AbortLocked(site.TimedOut(call, site.timeout, RankList(waiting_for)));
     changed_.wait_until(lock, std::min(deadline, now + kSlice));

@@ -79,7 +79,8 @@ class MpiJob : public Job {
 
   Result<CommunicatorSet> CreateCommunicators(const ProcessMesh& mesh, Device& device) override {
     if (mesh.world_size() != size_ || mesh.rank() != rank_)
-      return InvalidArgument("layout " + ToString(mesh.config()) + " is not one of " + std::to_string(size_) + " ranks");
+      return InvalidArgument("layout " + ToString(mesh.config()) + " does not fit a job of " + std::to_string(size_) +
+                             " ranks");
     Watchdog watchdog(options_.step_timeout, "rank " + std::to_string(rank_) + " on " + host() +
                                                  ": creating the communicators did not end: some rank is stuck");
     CommunicatorSet set;

@@ -62,10 +62,11 @@ class MpiCommunicator : public CommunicatorBase {
   }
 
   void DoAllToAllV(const AllToAllVParams& p, Stream&) override {
-    for (int peer : Peers()) Recv(At(p.recv, p.recv_offsets[peer]), p.recv_bytes[peer], peer, kAllToAllTag, "AllToAllV");
-    for (int peer : Peers()) Send(At(p.send, p.send_offsets[peer]), p.send_bytes[peer], peer, kAllToAllTag, "AllToAllV");
+    const char* call = "AllToAllV";
+    for (int peer : Peers()) Recv(At(p.recv, p.recv_offsets[peer]), p.recv_bytes[peer], peer, kAllToAllTag, call);
+    for (int peer : Peers()) Send(At(p.send, p.send_offsets[peer]), p.send_bytes[peer], peer, kAllToAllTag, call);
     Copy(At(p.recv, p.recv_offsets[rank()]), At(p.send, p.send_offsets[rank()]), p.send_bytes[rank()]);
-    Finish("AllToAllV");
+    Finish(call);
   }
 
   void DoSend(const void* data, size_t bytes, int peer, Stream&) override {

@@ -12,7 +12,8 @@ constexpr size_t kMaxMessage = size_t{1} << 30;      // MPI counts are ints
 std::string MpiErrorText(int rc) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
-  return MPI_Error_string(rc, text, &length) == MPI_SUCCESS ? std::string(text, length) : "MPI error " + std::to_string(rc);
+  if (MPI_Error_string(rc, text, &length) != MPI_SUCCESS) return "MPI error " + std::to_string(rc);
+  return std::string(text, length);
 }
 
 }  // namespace

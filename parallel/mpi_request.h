@@ -16,7 +16,8 @@ namespace latentmesh {
 // Throws kCommunication with MPI's own words unless rc is MPI_SUCCESS.
 void CheckMpi(int rc, const CallSite& site, const char* call);
 
-// A communicator handle with the names of its ranks ("rank 3 on node1"). Frees the handle if it owns it and MPI still runs.
+// A communicator handle with the names of its ranks ("rank 3 on node1"). Frees the handle if it owns it and MPI still
+// runs.
 class MpiGroup {
  public:
   MpiGroup(MPI_Comm comm, std::vector<std::string> peers, bool owned = true);
@@ -37,8 +38,8 @@ class MpiExchange {
  public:
   explicit MpiExchange(std::shared_ptr<MpiGroup> group) : group_(std::move(group)) {}
 
-  // Starts; memory must stay until Finish. Zero bytes are sent as nothing: both ends know the size. More than 2^30 bytes
-  // travel in several messages.
+  // Starts; memory must stay until Finish. Zero bytes are sent as nothing: both ends know the size. More than 2^30
+  // bytes travel in several messages.
   void Send(const void* data, size_t bytes, int peer, int tag, const CallSite& site, const char* call);
   void Recv(void* data, size_t bytes, int peer, int tag, const CallSite& site, const char* call);
   // An empty message, for barriers.

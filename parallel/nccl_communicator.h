@@ -1,10 +1,11 @@
 // The NCCL communicator of GPU ranks: device memory, ordered on the CUDA stream of each call, which returns at once.
 // Calls may be captured into a CUDA graph after each has run once outside of one (NCCL connects at first use).
 //
-// A thread watches all communicators: an asynchronous error, or work that has not ended by the deadline, aborts them, so
-// that a host waiting for the stream comes free, and the next call throws Error. Whatever the host does then, the process
-// ends within 5 s with the error's exit code: after such a failure CUDA itself may hang. Work replayed from graphs is not seen by the deadline: bound it with a
-// Watchdog. CreateNccl... answer kUnavailable where NCCL is not built in.
+// A thread watches all communicators: an asynchronous error, or work that has not ended by the deadline, aborts them,
+// so that a host waiting for the stream comes free, and the next call throws Error. Whatever the host does then, the
+// process ends within 5 s with the error's exit code: after such a failure CUDA itself may hang. Work replayed from
+// graphs is not seen by the deadline: bound it with a Watchdog. CreateNccl... answer kUnavailable where NCCL is not
+// built in.
 #pragma once
 
 #include <array>

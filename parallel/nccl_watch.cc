@@ -28,7 +28,8 @@ void EndProcessWithin(milliseconds time, const std::string& message, StatusCode 
 }  // namespace
 
 void CheckCuda(cudaError_t rc, const CallSite& site, const char* call) {
-  if (rc != cudaSuccess) throw site.Fail(StatusCode::kCommunication, call, std::string("CUDA: ") + cudaGetErrorString(rc));
+  if (rc == cudaSuccess) return;
+  throw site.Fail(StatusCode::kCommunication, call, std::string("CUDA: ") + cudaGetErrorString(rc));
 }
 
 // One thread for all links of the process; it lives as long as there are any.
@@ -139,7 +140,7 @@ CallSite NcclLink::SiteAt(int64_t step, const char* operation) const {
   return site;
 }
 
-// NCCL promises that calls on a non-blocking communicator return at once; connecting to a stopped peer has been seen not to.
+// NCCL promises that calls on a non-blocking communicator return at once. This does not rely on it.
 void NcclLink::CheckHost() {
   const char* call = host_call_;
   if (call == nullptr) return;
@@ -165,8 +166,8 @@ void NcclLink::Settle(const CallSite& site, const char* call, ncclResult_t rc) {
   ThrowFailure();
 }
 
-// The event moves behind the latest work, because no later call may come to notice that. Not during a capture: there the
-// event would belong to the graph.
+// The event moves behind the latest work, because no later call may come to notice that. Not during a capture: there
+// the event would belong to the graph.
 void NcclLink::Track(const CallSite& site, const char* call, cudaStream_t stream) {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   CheckCuda(cudaStreamIsCapturing(stream, &capture), site, call);

@@ -31,8 +31,8 @@ class NcclLink {
   NcclLink(const NcclLink&) = delete;
   NcclLink& operator=(const NcclLink&) = delete;
 
-  // Runs calls(comm), which enqueues NCCL operations on `stream`, and waits until NCCL has accepted them, not until they
-  // have run. Throws what went wrong, also with earlier work.
+  // Runs calls(comm), which enqueues NCCL operations on `stream`, and waits until NCCL has accepted them, not until
+  // they have run. Throws what went wrong, also with earlier work.
   void Enqueue(const CallSite& site, const char* call, cudaStream_t stream,
                const std::function<ncclResult_t(ncclComm_t)>& calls);
   // Host waits for the stream, with the deadline.
@@ -47,7 +47,7 @@ class NcclLink {
   void Settle(const CallSite& site, const char* call, ncclResult_t rc);
   void Track(const CallSite& site, const char* call, cudaStream_t stream);
   void ThrowFailure();
-  void Fail(const Error& error);           // keeps the error, aborts the communicator; from here on the process must end
+  void Fail(const Error& error);           // keeps the error, aborts the communicator; the process must end then
   std::string LastError(ncclResult_t rc) const;
   std::string OtherRanks() const;
 

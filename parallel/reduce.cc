@@ -7,7 +7,7 @@
 namespace latentmesh {
 namespace {
 
-constexpr size_t kBlock = 1024;            // elements summed at a time, so that the running sums stay in the first cache
+constexpr size_t kBlock = 1024;            // elements summed at a time: the running sums stay in the first cache
 
 // Load and store know the element type; the sums of a block are kept in `Sum`.
 template <typename Sum, typename T, typename Load, typename Store>

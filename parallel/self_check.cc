@@ -146,7 +146,8 @@ class Checker {
       Bytes part = Message(r, 1, sizes[r]);
       expected.insert(expected.end(), part.begin(), part.end());
     }
-    Area in(options_.device, stream_, Message(me(), 1, sizes[me()])), out(options_.device, stream_, Bytes(expected.size()));
+    Area in(options_.device, stream_, Message(me(), 1, sizes[me()]));
+    Area out(options_.device, stream_, Bytes(expected.size()));
     group_.AllGatherV(in.data(), sizes[me()], out.data(), sizes, stream_);
     Compare("AllGatherV", out, expected);
   }

@@ -1,5 +1,5 @@
-// Watchdog: ends the process when something that cannot be given a deadline (MPI_Init, MPI_Finalize, a wait for the GPU)
-// takes too long. The last resort: every wait that can be polled throws Error instead.
+// Watchdog: ends the process when something that cannot be given a deadline (MPI_Init, MPI_Finalize, a wait for the
+// GPU) takes too long. The last resort: every wait that can be polled throws Error instead.
 #pragma once
 
 #include <chrono>

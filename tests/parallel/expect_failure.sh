@@ -1,6 +1,6 @@
 #!/bin/bash
-# expect_failure.sh EXIT_CODE SECONDS TEXT COMMAND...: passes if the command ends by itself within SECONDS with that exit
-# code ("any": any but 0) and has printed TEXT, a basic regular expression.
+# expect_failure.sh EXIT_CODE SECONDS TEXT COMMAND...: passes if the command ends by itself within SECONDS with that
+# exit code ("any": any but 0) and has printed TEXT, a basic regular expression.
 set -u
 code=$1 seconds=$2 text=$3
 shift 3

@@ -41,7 +41,8 @@ void Collectives(Ranks& ranks) {
     for (int dp = 1; tp * dp <= n; ++dp) {
       if (n % (tp * dp) != 0) continue;
       CommunicatorSet set = ranks.Make({.tp = tp, .dp = dp, .pp = n / tp / dp, .cp = tp % 2 == 0 ? 2 : 1});
-      for (Communicator* group : {set.world.get(), set.tp.get(), set.cp.get(), set.dp.get(), set.ep.get(), set.pp.get()})
+      for (Communicator* group :
+           {set.world.get(), set.tp.get(), set.cp.get(), set.dp.get(), set.ep.get(), set.pp.get()})
         for (size_t max_bytes : {100, 5'000, 400'000}) {
           SelfCheckOptions options{.seed = max_bytes + tp, .rounds = max_bytes > 100'000 || !OnHost(ranks) ? 2 : 8,
                                    .max_bytes = max_bytes, .device = OnHost(ranks) ? nullptr : &ranks.device};
@@ -197,7 +198,8 @@ int Run(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     (*job)->Abort(error.code());
   }
-  if ((*job)->rank() == 0) std::printf("%s passed on %d ranks, %s\n", argv[1], (*job)->size(), (*job)->transport().c_str());
+  if ((*job)->rank() == 0)
+    std::printf("%s passed on %d ranks, %s\n", argv[1], (*job)->size(), (*job)->transport().c_str());
   return 0;
 }
 

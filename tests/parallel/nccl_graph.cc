@@ -1,5 +1,5 @@
-// One rank of a test that captures NCCL collectives into a CUDA graph and replays it with changing data, as decode steps
-// do. Run by CMakeLists.txt under mpirun; the ranks share a GPU.
+// One rank of a test that captures NCCL collectives into a CUDA graph and replays it with changing data, as decode
+// steps do. Run by CMakeLists.txt under mpirun; the ranks share a GPU.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -78,7 +78,7 @@ int Run(int argc, char** argv) {
     LM_CHECK_MSG(set.ok(), set.status().message());
     bool right = CaptureAndReplay(*set->tp, **device, *stream);
     Status agreed = (*job)->control().Agree(right ? Status::Ok() : Status(StatusCode::kMismatch, "wrong after replay"));
-    if ((*job)->rank() == 0) std::printf("graph: %s on %d ranks\n", agreed.ok() ? "right" : agreed.message().c_str(), n);
+    if ((*job)->rank() == 0) std::printf("graph on %d ranks: %s\n", n, agreed.ok() ? "right" : agreed.message().c_str());
     return ExitCode(agreed.code());
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

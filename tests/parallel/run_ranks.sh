@@ -1,5 +1,6 @@
 #!/bin/bash
-# run_ranks.sh RANKS PROGRAM [ARGUMENTS...]: runs a program over MPI ranks on this machine, more ranks than cores allowed.
+# run_ranks.sh RANKS PROGRAM [ARGUMENTS...]: runs a program over MPI ranks on this machine, more ranks than cores
+# allowed.
 set -u
 ranks=$1
 shift
