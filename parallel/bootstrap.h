@@ -16,7 +16,7 @@ namespace latentmesh {
 
 struct JobOptions {
   std::chrono::milliseconds step_timeout{300'000};   // the longest any one wait inside a step may take
-  std::chrono::milliseconds idle_timeout{30'000};    // the longest silence (no plan, no heartbeat) of the scheduler rank
+  std::chrono::milliseconds idle_timeout{30'000};    // the longest silence of the scheduler rank: no plan, no heartbeat
   bool share_gpu = false;                            // several ranks may use one GPU (correctness tests; slow)
 };
 

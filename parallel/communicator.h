@@ -71,7 +71,8 @@ struct CommunicatorSet {
   std::unique_ptr<Communicator> dp;     // ranks with the same pp and tp index
   std::unique_ptr<Communicator> ep;     // all dp x tp ranks of a pp stage
   std::unique_ptr<Communicator> pp;     // ranks with the same dp and tp index
-  std::unique_ptr<Communicator> host_world;   // all ranks over MPI beside NCCL; null where `world` moves host memory itself
+  // All ranks again, for host memory: over MPI beside NCCL. Null where `world` moves host memory itself.
+  std::unique_ptr<Communicator> host_world;
   Communicator& host() { return host_world ? *host_world : *world; }
 };
 

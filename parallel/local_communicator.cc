@@ -177,12 +177,14 @@ void RunLocalRanks(int size, const std::function<void(int rank)>& body) {
 }
 
 CommunicatorSet CreateSingleRankCommunicators(Device* device) {
+  bool on_host = device == nullptr || device->kind() == DeviceKind::kCpu;
   return {.world = CreateSoloCommunicator("world", device),
           .tp = CreateSoloCommunicator("tp", device),
           .cp = CreateSoloCommunicator("cp", device),
           .dp = CreateSoloCommunicator("dp", device),
           .ep = CreateSoloCommunicator("ep", device),
-          .pp = CreateSoloCommunicator("pp", device)};
+          .pp = CreateSoloCommunicator("pp", device),
+          .host_world = on_host ? nullptr : CreateSoloCommunicator("host")};
 }
 
 }  // namespace latentmesh

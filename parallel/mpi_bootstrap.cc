@@ -92,6 +92,7 @@ class MpiJob : public Job {
       LM_RETURN_IF_ERROR(control_->Agree(made.status()));
       *group.target = std::move(*made);
     }
+    if (device.kind() == DeviceKind::kCuda) set.host_world = CreateHostGroup("host", AllRanks());
     return set;
   }
 
@@ -129,14 +130,22 @@ class MpiJob : public Job {
 
   // All ranks call this for each group in turn, whatever the sizes of their own groups.
   Result<std::unique_ptr<Communicator>> CreateGroup(const char* name, const std::vector<int>& ranks, Device& device) {
-    int size = static_cast<int>(ranks.size());
+    if (device.kind() == DeviceKind::kCuda) return CreateNcclGroup(GroupSite(name, ranks), ranks, device);
+    return CreateHostGroup(name, ranks);
+  }
+
+  CallSite GroupSite(const char* name, const std::vector<int>& ranks) const {
     int index = static_cast<int>(std::find(ranks.begin(), ranks.end(), rank_) - ranks.begin());
-    if (device.kind() == DeviceKind::kCuda) return CreateNcclGroup(Site(name, index, size), ranks, device);
+    return Site(name, index, static_cast<int>(ranks.size()));
+  }
+
+  std::unique_ptr<Communicator> CreateHostGroup(const char* name, const std::vector<int>& ranks) const {
+    CallSite site = GroupSite(name, ranks);
     MPI_Comm comm = MPI_COMM_NULL;
-    CheckMpi(MPI_Comm_split(MPI_COMM_WORLD, size == 1 ? MPI_UNDEFINED : ranks.front(), index, &comm),
-             Site(name, index, size), "MPI_Comm_split");
-    if (size == 1) return CreateSoloCommunicator(name, &device);
-    return CreateMpiCommunicator(Site(name, index, size), std::make_shared<MpiGroup>(comm, PeerNames(ranks)));
+    CheckMpi(MPI_Comm_split(MPI_COMM_WORLD, site.size == 1 ? MPI_UNDEFINED : ranks.front(), site.rank, &comm), site,
+             "MPI_Comm_split");
+    if (site.size == 1) return CreateSoloCommunicator(name);
+    return CreateMpiCommunicator(site, std::make_shared<MpiGroup>(comm, PeerNames(ranks)));
   }
 
   // The first rank of each group makes its id; all ids are shown to all ranks, and each takes that of its group.

@@ -41,6 +41,9 @@ void Collectives(Ranks& ranks) {
     for (int dp = 1; tp * dp <= n; ++dp) {
       if (n % (tp * dp) != 0) continue;
       CommunicatorSet set = ranks.Make({.tp = tp, .dp = dp, .pp = n / tp / dp, .cp = tp % 2 == 0 ? 2 : 1});
+      SelfCheckOptions on_host{.rounds = 2};
+      Status host = ranks.job.control().Agree(CheckCollectives(set.host(), ranks.stream, on_host));
+      Require(host.ok(), host.message());
       for (Communicator* group :
            {set.world.get(), set.tp.get(), set.cp.get(), set.dp.get(), set.ep.get(), set.pp.get()})
         for (size_t max_bytes : {100, 5'000, 400'000}) {

@@ -78,7 +78,8 @@ int Run(int argc, char** argv) {
     LM_CHECK_MSG(set.ok(), set.status().message());
     bool right = CaptureAndReplay(*set->tp, **device, *stream);
     Status agreed = (*job)->control().Agree(right ? Status::Ok() : Status(StatusCode::kMismatch, "wrong after replay"));
-    if ((*job)->rank() == 0) std::printf("graph on %d ranks: %s\n", n, agreed.ok() ? "right" : agreed.message().c_str());
+    std::string verdict = agreed.ok() ? "right" : agreed.message();
+    if ((*job)->rank() == 0) std::printf("graph on %d ranks: %s\n", n, verdict.c_str());
     return ExitCode(agreed.code());
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
