@@ -1,6 +1,7 @@
 #include "runtime/engine/engine_impl.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include <fmt/format.h>
@@ -9,6 +10,7 @@ namespace latentmesh {
 namespace {
 
 constexpr auto kIdleWait = std::chrono::milliseconds(100);
+constexpr auto kSnapshotEvery = std::chrono::milliseconds(100);
 constexpr auto kHeartbeatEvery = std::chrono::milliseconds(500);
 
 SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
@@ -104,7 +106,7 @@ EngineStats EngineImpl::Stats() const {
   stats.preemptions = s.preemptions;
   stats.prefix_queries = s.prefix_queries;
   stats.prefix_hits = s.prefix_hits;
-  stats.expert_load = worker_.ExpertLoads();
+  stats.expert_load = expert_load_;
   return stats;
 }
 
@@ -164,6 +166,7 @@ void EngineImpl::Finish(int64_t id, std::vector<Delivery>& deliveries) {
 
 void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries) {
   std::lock_guard lock(mutex_);
+  SnapshotLoads();
   std::vector<ChoiceResult> results;
   std::vector<int64_t> touched;
   for (const ScheduledSequence& entry : step.sequences) {
@@ -192,6 +195,13 @@ void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vec
     live.output.prompt_logprobs.clear();
     deliveries.push_back({live.request.on_output, std::move(now)});
   }
+}
+
+// The routed layers count without locks on the engine's thread; others see this copy.
+void EngineImpl::SnapshotLoads() {
+  if (Clock::now() - last_snapshot_ < kSnapshotEvery) return;
+  last_snapshot_ = Clock::now();
+  expert_load_ = worker_.ExpertLoads();
 }
 
 void EngineImpl::ScorePrompt(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live) {
@@ -226,6 +236,11 @@ void EngineImpl::SampleChoices(const ScheduledSequence& entry, const StepResult:
 
 SampledToken EngineImpl::SampleOne(const float* row, const ChoiceState& choice, const Live& live) {
   row_.assign(row, row + config().vocab_size);
+  if (std::none_of(row_.begin(), row_.end(), [](float x) { return std::isfinite(x); }))
+    throw Error(StatusCode::kInvalidModel, "request " + live.request.id + ": the model gave no finite logit for token " +
+                                               std::to_string(choice.output().size()) +
+                                               "; the checkpoint is damaged, or its numbers overflow in --dtype " +
+                                               worker_.setup().options.dtype);
   SampleContext context;
   context.prompt = live.request.prompt_ids;
   context.output = choice.output();

@@ -69,6 +69,7 @@ class EngineImpl : public Engine {
                      std::vector<ChoiceResult>& results);
   SampledToken SampleOne(const float* row, const ChoiceState& choice, const Live& live);
   void Finish(int64_t id, std::vector<Delivery>& deliveries);
+  void SnapshotLoads();
   double Since(const Live& live) const { return std::chrono::duration<double>(Clock::now() - live.submitted).count(); }
 
   Worker& worker_;
@@ -87,6 +88,8 @@ class EngineImpl : public Engine {
   uint64_t next_seed_ = 0;
   int64_t prompt_tokens_ = 0;
   int64_t generated_tokens_ = 0;
+  std::vector<int64_t> expert_load_;
+  Clock::time_point last_snapshot_{};
   Clock::time_point last_heartbeat_ = Clock::now();
 };
 

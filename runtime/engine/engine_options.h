@@ -16,7 +16,7 @@ struct EngineOptions {
   std::string device = "auto";        // auto, cpu, cuda
   ParallelConfig layout{0, 0, 0, 0};  // 0: choose
   std::string dtype = "auto";         // auto, f32, bf16
-  std::string kv_dtype = "auto";      // auto, f32, bf16
+  std::string kv_dtype = "auto";      // auto, f32, bf16; latents (MLA) also fp8, 6bit
   int max_batch_tokens = 0;           // tokens a dp rank computes in one step
   int max_seqs = 0;                   // sequences a dp rank runs at once
   int max_model_len = 0;              // 0: max_position_embeddings

@@ -25,6 +25,29 @@ Result<std::string> ResolveDType(const char* flag, const std::string& wanted, co
   return InvalidArgument(fmt::format("{} {}: must be auto, f32 or bf16", flag, wanted));
 }
 
+constexpr CacheFormat kCacheFormats[] = {CacheFormat::kF32, CacheFormat::kBF16, CacheFormat::kF8, CacheFormat::k6Bit};
+
+// The quantised formats are defined for latents; baselines (keys and values) have f32 and bf16.
+Result<std::string> ResolveKvDType(const EngineOptions& options, const ModelConfig& config, const std::string& dtype) {
+  if (options.kv_dtype == "auto" || options.kv_dtype.empty()) return dtype;
+  for (CacheFormat format : kCacheFormats) {
+    if (options.kv_dtype != CacheFormatName(format)) continue;
+    bool quantised = format == CacheFormat::kF8 || format == CacheFormat::k6Bit;
+    if (!quantised || config.is_mla()) return options.kv_dtype;
+    return InvalidArgument(fmt::format("--kv-dtype {}: only latents (DeepSeek models) are kept in this format, and {} caches keys "
+                                       "and values; use auto, f32 or bf16", options.kv_dtype, config.architecture_name));
+  }
+  return InvalidArgument(fmt::format("--kv-dtype {}: must be auto, f32, bf16, fp8 or 6bit", options.kv_dtype));
+}
+
+// `name` has been resolved.
+CacheFormat CacheFormatOf(const std::string& name) {
+  for (CacheFormat format : kCacheFormats)
+    if (name == CacheFormatName(format)) return format;
+  LM_CHECK_MSG(false, name);
+  return CacheFormat::kF32;
+}
+
 StepLimits MakeLimits(const EngineOptions& options, DeviceKind device) {
   StepLimits limits;
   limits.max_tokens = options.max_batch_tokens;
@@ -65,7 +88,12 @@ TensorView ReserveLogitsInbox(const RankSetup& s, Arena& arena) {
 
 MoeWorkspaceOptions RankSetup::moe_options() const {
   MoeWorkspaceOptions moe;
-  moe.max_tokens = SplitRange(limits.max_tokens, shard.layout.tp, 0).count;
+  if (shard.layout.dp == 1) {   // all ranks hold the same tokens: nothing to send, the all-reduce over tp sums the experts
+    moe.max_tokens = 1;
+    moe.max_replicated_tokens = limits.max_tokens;
+  } else {
+    moe.max_tokens = SplitRange(limits.max_tokens, shard.layout.tp, 0).count;
+  }
   moe.activation = activation;
   moe.payload = activation;
   return moe;
@@ -85,7 +113,7 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   LM_ASSIGN_OR_RETURN(r.layout, ChooseLayout(config, options.layout, world_size));
   LM_RETURN_IF_ERROR(ValidateLayout(config, r.layout));
   LM_ASSIGN_OR_RETURN(r.dtype, ResolveDType("--dtype", options.dtype, gpu ? "bf16" : "f32"));
-  LM_ASSIGN_OR_RETURN(r.kv_dtype, ResolveDType("--kv-dtype", options.kv_dtype, r.dtype));
+  LM_ASSIGN_OR_RETURN(r.kv_dtype, ResolveKvDType(options, config, r.dtype));
   LM_RETURN_IF_ERROR(CheckPositive("--max-batch-tokens", options.max_batch_tokens));
   LM_RETURN_IF_ERROR(CheckPositive("--max-seqs", options.max_seqs));
   LM_RETURN_IF_ERROR(CheckPositive("--max-model-len", options.max_model_len));
@@ -129,7 +157,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   s.cache.block_size = resolved.block_size;
   s.cache.latent = static_cast<int32_t>(config.is_mla() ? config.kv_lora_rank : 2 * s.shard.kv_heads.count * config.head_dim);
   s.cache.rope = static_cast<int32_t>(config.cache_rope());
-  s.cache.format = resolved.kv_dtype == "bf16" ? CacheFormat::kBF16 : CacheFormat::kF32;
+  s.cache.format = CacheFormatOf(resolved.kv_dtype);
   s.plan.cache_bytes_per_token = static_cast<int64_t>(s.cache.BytesPerToken());
 
   uint64_t fixed = s.plan.weights + s.plan.activations + s.plan.communication;

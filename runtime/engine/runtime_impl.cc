@@ -33,7 +33,7 @@ class RuntimeImpl : public Runtime {
     LM_RETURN_IF_ERROR(OnAllRanks([&] { return OpenDevice(wanted); }));
     LM_RETURN_IF_ERROR(OnAllRanks([&] { return Plan(); }));
     LM_RETURN_IF_ERROR(AgreeOnBlocks());
-    LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, stored_, *device_, comms_, *peers_.control));
+    LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, *checkpoint_, *device_, comms_, *peers_.control));
     return OnAllRanks([&] { return peers_.rank == 0 ? CreateEngine() : Status::Ok(); });
   }
 

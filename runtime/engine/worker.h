@@ -6,6 +6,7 @@
 
 #include "parallel/communicator.h"
 #include "parallel/control_channel.h"
+#include "runtime/checkpoint/checkpoint.h"
 #include "runtime/engine/rank_setup.h"
 #include "runtime/engine/step_command.h"
 #include "runtime/model/decoder.h"
@@ -26,7 +27,7 @@ struct StepResult {
 class Worker {
  public:
   // Collective: takes the memory of the plan and loads the weights. `device`, `comms` and `control` outlive the worker.
-  static Result<std::unique_ptr<Worker>> Create(RankSetup setup, const StoredDType& stored, Device& device,
+  static Result<std::unique_ptr<Worker>> Create(RankSetup setup, const Checkpoint& checkpoint, Device& device,
                                                 CommunicatorSet& comms, ControlChannel& control);
 
   // Collective over the world. Throws Error when a peer fails.
@@ -40,7 +41,7 @@ class Worker {
  private:
   Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control);
   Status Allocate(const StoredDType& stored);
-  Status LoadModelWeights();
+  Status LoadModelWeights(const Checkpoint& checkpoint);
   HiddenObserver Capture(std::vector<float>& captured);
   void SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result);
   void CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result);

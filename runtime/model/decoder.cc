@@ -56,15 +56,22 @@ void Decoder::Attention(int64_t layer, const LatentKvCache& cache, const StepBat
   ReduceOverTp(ctx_, delta);
 }
 
-void Decoder::FeedForward(int64_t layer, const StepBatch& batch, const TensorView& h, const TensorView& delta) {
+void Decoder::FeedForward(int64_t layer, const TensorView& h, const TensorView& delta) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   mlp_.Forward(w.is_moe ? w.shared : w.dense, h, delta);
-  if (w.is_moe) {
-    Range mine = ctx_.shard.RoutedTokens(batch.tokens);
-    moe_layers_[static_cast<size_t>(moe_index_[static_cast<size_t>(layer)])].Forward(
-        h.Rows(mine.begin, mine.count), delta.Rows(mine.begin, mine.count), *ctx_.stream);
-  }
+  if (w.is_moe) RoutedExperts(moe_layers_[static_cast<size_t>(moe_index_[static_cast<size_t>(layer)])], h, delta);
   ReduceOverTp(ctx_, delta);
+}
+
+// With dp 1 every rank of the ep group holds all tokens and adds what its experts give. Otherwise each tp rank routes its
+// own slice, over all ranks of the stage; also with no tokens, because the others wait for it.
+void Decoder::RoutedExperts(MoeLayer& moe, const TensorView& h, const TensorView& delta) {
+  if (ctx_.shard.layout.dp == 1) {
+    moe.ForwardReplicated(h, delta, *ctx_.stream);
+    return;
+  }
+  Range mine = ctx_.shard.RoutedTokens(h.dim(0));
+  moe.Forward(h.Rows(mine.begin, mine.count), delta.Rows(mine.begin, mine.count), *ctx_.stream);
 }
 
 void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const HiddenObserver* observer) {
@@ -81,7 +88,7 @@ void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const 
     else ops.RmsNorm({pending, x, w.input_norm, eps, h}, *ctx_.stream);
     Attention(layer, cache, batch, h, delta);
     ops.RmsNorm({delta, x, w.post_attention_norm, eps, h}, *ctx_.stream);
-    FeedForward(layer, batch, h, delta);
+    FeedForward(layer, h, delta);
     pending = delta;
     if (observer) {
       ops.Add({pending, x}, *ctx_.stream);

@@ -2,8 +2,9 @@
 // decoder.cc.
 //
 // Activations x [T, hidden] are the same on all ranks of a tp group. Attention and MLP give each rank a partial sum that
-// one all-reduce over tp completes. Routed experts: each tp rank routes its own slice of the tokens over all dp x tp ranks of
-// the stage and adds the result into its partial sum, so that the same all-reduce completes both.
+// one all-reduce over tp completes. Routed experts: with dp 1 each rank adds what its own experts give; otherwise each tp
+// rank routes its own slice of the tokens over all dp x tp ranks of the stage. Either way the result goes into the partial
+// sum, so that the same all-reduce completes it.
 #pragma once
 
 #include <functional>
@@ -46,7 +47,8 @@ class Decoder {
   void Begin(const StepBatch& batch, const TensorView& x);
   void End(const TensorView& x);
   void Attention(int64_t layer, const LatentKvCache& cache, const StepBatch& batch, const TensorView& h, const TensorView& delta);
-  void FeedForward(int64_t layer, const StepBatch& batch, const TensorView& h, const TensorView& delta);
+  void FeedForward(int64_t layer, const TensorView& h, const TensorView& delta);
+  void RoutedExperts(MoeLayer& moe, const TensorView& h, const TensorView& delta);
   int PeerStage(int offset) const { return ctx_.shard.pp_rank + offset; }
 
   const ModelContext& ctx_;
