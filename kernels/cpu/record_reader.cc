@@ -38,6 +38,7 @@ void DecodeLatentPart(const CacheView& cache, const char* record, int64_t begin,
 }  // namespace
 
 void DecodeRecordPart(const CacheView& cache, const char* record, int64_t begin, int64_t n, float* numbers) {
+  if (n == 0) return;
   const auto bf16 = Kernels().to_float[static_cast<int>(WeightKind::kBF16)];
   if (cache.format == CacheFormat::kF32) {
     std::memcpy(numbers, record + begin * 4, n * sizeof(float));
