@@ -111,10 +111,33 @@ static inline void PackSegment(const PackArgs& a, int64_t first, int64_t begin, 
   }
 }
 
+// bf16 whole vectors of pairs: half the transposes, since a pair moves as one. Returns the first column not done.
+static inline int64_t PackPairs(const PackArgs& a, int64_t first) {
+  const Bf16* data = static_cast<const Bf16*>(a.w.data) + first * a.w.stride;
+  int64_t k = 0;
+  for (; k + 2 * kLanes <= a.k; k += 2 * kLanes) {
+    Vec rows[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+      const char* source = reinterpret_cast<const char*>(data + r * a.w.stride + k);
+      __builtin_prefetch(source + kPrefetchBytes);
+      rows[r] = Load(reinterpret_cast<const float*>(source));
+    }
+    Transpose(rows);
+    for (int j = 0; j < kLanes; ++j) {
+      Store(a.panel + (k + 2 * j) * kPanelCols + first, EvenBf16(rows[j]));
+      Store(a.panel + (k + 2 * j + 1) * kPanelCols + first, OddBf16(rows[j]));
+    }
+  }
+  return k;
+}
+
 template <typename W>
 static void PackLanes(const PackArgs& a, int64_t first) {
   float scales[kLanes] = {};
-  if (a.w.scales == nullptr) return PackSegment<W>(a, first, 0, a.k, scales);
+  if (a.w.scales == nullptr) {
+    const bool pairs = __is_same(W, Bf16) && first + kLanes <= a.rows;
+    return PackSegment<W>(a, first, pairs ? PackPairs(a, first) : 0, a.k, scales);
+  }
   int64_t block = a.w.col_offset / a.w.block_cols;
   for (int64_t begin = 0; begin < a.k; ++block) {
     const int64_t end = Smaller(a.k, (block + 1) * a.w.block_cols - a.w.col_offset);

@@ -78,6 +78,11 @@ static inline Vec PowerOfTwo(Vec x) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(n, 23))};
 }
 static inline Vec Round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// A vector of pairs of bf16: the even ones (low halves) and the odd ones as floats.
+static inline Vec EvenBf16(Vec pairs) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs.v), 16))}; }
+static inline Vec OddBf16(Vec pairs) {
+  return {_mm256_and_ps(pairs.v, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
 static inline float ReduceAdd(Vec a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -75,6 +75,12 @@ static inline Vec PowerOfTwo(Vec x) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(n, 23))};
 }
 static inline Vec Round(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// A vector of pairs of bf16: the even ones (low halves) and the odd ones as floats.
+static inline Vec EvenBf16(Vec pairs) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs.v), 16))}; }
+static inline Vec OddBf16(Vec pairs) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs.v), high))};
+}
 static inline float ReduceAdd(Vec a) {
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));

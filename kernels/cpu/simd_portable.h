@@ -91,6 +91,9 @@ static inline Vec Round(Vec x) {
   const Float4 magic = {12582912.0f, 12582912.0f, 12582912.0f, 12582912.0f};  // 1.5 * 2^23
   return {(x.v + magic) - magic};
 }
+// A vector of pairs of bf16: the even ones (low halves) and the odd ones as floats.
+static inline Vec EvenBf16(Vec pairs) { return {(Float4)((UInt4)pairs.v << 16)}; }
+static inline Vec OddBf16(Vec pairs) { return {(Float4)((UInt4)pairs.v & 0xffff0000u)}; }
 static inline float ReduceAdd(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 static inline void Transpose(Vec (&r)[kLanes]) {
   Vec t[kLanes];
