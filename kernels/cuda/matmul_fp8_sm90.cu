@@ -1,8 +1,9 @@
 // FP8 products on Hopper: x quantised per token and 128 numbers, weights in 128 x 128 blocks. Products of 128 columns are
-// summed by the tensor cores, scaled, and added in f32 registers (DeepSeek-V3 report, section 3.3.2); while one block of
-// columns is scaled the next is multiplied, into a second set of registers. One producer thread runs the copy engine; blocks
-// are persistent and walk over tiles of all experts, whose row counts only the card knows. Gated form: half of a tile's
-// columns are the gate's, the other half the same columns of up.
+// summed by the tensor cores, scaled, and added in f32 registers (DeepSeek-V3 report, section 3.3.2); two warpgroups take
+// turns at multiplying and scaling. One producer thread runs the copy engine. Blocks are persistent and walk over tiles of
+// all experts, whose row counts only the card knows. With many rows two blocks form a cluster: they share a weight tile, of
+// which each brings one half to both, because the way from the L2 is what limits such products.
+// Gated form: half of a tile's columns are the gate's, the other half the same columns of up.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_util.h"
@@ -13,16 +14,22 @@
 namespace latentmesh::cuda {
 namespace {
 
-constexpr int kTileN = 128, kDepth = 128;
+constexpr int kDepth = 128;
 constexpr int kMaxStages = 8;
 
-template <int kGroups>  // consumer warpgroups of 64 rows each
+// kGroups: consumer warpgroups of 64 rows each; kTileN: columns; kCluster: blocks that share a weight tile
+template <int kGroups_, int kTileN_, int kCluster_, bool kGated_>
 struct Shape {
+  static constexpr int kGroups = kGroups_, kTileN = kTileN_, kCluster = kCluster_;
+  static constexpr bool kGated = kGated_;
   static constexpr int kTileM = 64 * kGroups;
-  static constexpr int kStages = kGroups == 2 ? 6 : 8;
+  static constexpr int kColumns = kGated ? kTileN / 2 : kTileN;  // of the result
+  static constexpr int kParts = kTileN / 64;                     // columns that share a scale
   static constexpr int kThreads = kGroups * 128 + 128;
   static constexpr int kStageBytes = (kTileM + kTileN) * kDepth;
-  static constexpr int kSharedBytes = kStages * kStageBytes + 1024 + 256;
+  static constexpr int kStages = std::min(kMaxStages, 210 * 1024 / kStageBytes);
+  static constexpr int kSharedBytes = kStages * kStageBytes + 1024;
+  static constexpr int kBoxes = kGated ? 2 : kCluster;           // copies that bring a weight tile
 };
 
 struct Fp8Args {
@@ -30,48 +37,47 @@ struct Fp8Args {
   int64_t x_scale_stride;
   DeviceWeight<f8> w, up;    // scales only; the numbers come through the maps
   const int32_t* offsets;
-  int64_t m;
+  int row_begin, row_end;    // rows of x that are quantised; the map's row 0 is row_begin
   int n, k, batches;
-  int64_t rows_per_batch;    // weight rows from one expert to the next
+  int rows_per_batch;        // weight rows from one expert to the next
   const float* bias;
   void* out;
   int64_t out_stride;
   bool accumulate;
 };
 
-// A tile of the product. `Next` walks over all tiles of all experts; m runs fastest within bands of 16 row tiles, so that
-// blocks at work at one time share rows and weights in the L2.
-template <int kTileM>
+// Walks over the tiles of all experts; m runs fastest within bands of 16 row tiles, so that blocks at work at one time
+// share rows and weights in the L2.
+template <int kRows, int kColumns>
 class Walker {
  public:
-  __device__ Walker(const Fp8Args& p, int columns) : p_(p), columns_((p.n + columns - 1) / columns), index_(blockIdx.x) { Enter(0); }
+  __device__ Walker(const Fp8Args& p, int first, int step) : p_(p), columns_((p.n + kColumns - 1) / kColumns), index_(first), step_(step) { Enter(0); }
   __device__ bool Next() {
     while (expert < p_.batches && index_ >= before_ + tiles_) {
       before_ += tiles_;
       Enter(expert + 1);
     }
     if (expert >= p_.batches) return false;
-    const int64_t rest = index_ - before_;
-    const int64_t row_tiles = (end - begin_ + kTileM - 1) / kTileM, band = rest / (16 * columns_) * 16;
-    const int64_t height = min(int64_t{16}, row_tiles - band), inside = rest - band * columns_;
-    row = begin_ + (band + inside % height) * kTileM;
-    column = static_cast<int>(inside / height);
-    index_ += gridDim.x;
+    const int rest = index_ - before_, row_tiles = (end - begin_ + kRows - 1) / kRows, band = rest / (16 * columns_) * 16;
+    const int height = min(16, row_tiles - band), inside = rest - band * columns_;
+    row = begin_ + (band + inside % height) * kRows;
+    column = inside / height * kColumns;
+    index_ += step_;
     return true;
   }
-  int expert = 0, column = 0;  // column tile
-  int64_t row = 0, end = 0;    // first row of the tile, end of the expert's rows
+  int expert = 0, column = 0, row = 0;  // of the tile
+  int end = 0;                          // of the expert's rows
 
  private:
   __device__ void Enter(int e) {
     expert = e;
     if (e >= p_.batches) return;
-    begin_ = p_.offsets == nullptr ? 0 : p_.offsets[e];
-    end = p_.offsets == nullptr ? p_.m : p_.offsets[e + 1];
-    tiles_ = (end - begin_ + kTileM - 1) / kTileM * columns_;
+    begin_ = p_.offsets == nullptr ? p_.row_begin : max(p_.offsets[e], p_.row_begin);
+    end = p_.offsets == nullptr ? p_.row_end : max(min(p_.offsets[e + 1], p_.row_end), begin_);
+    tiles_ = (end - begin_ + kRows - 1) / kRows * columns_;
   }
   const Fp8Args& p_;
-  int64_t columns_, index_, before_ = 0, tiles_ = 0, begin_ = 0;
+  int columns_, index_, step_, before_ = 0, tiles_ = 0, begin_ = 0;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -81,174 +87,173 @@ struct Pipeline {
   char* memory;
 };
 
-template <int kGroups, bool kGated>
+template <typename S>
+using TileWalker = Walker<S::kTileM * S::kCluster, S::kColumns>;
+
+template <typename S>
+__device__ TileWalker<S> MakeWalker(const Fp8Args& p) {
+  return TileWalker<S>(p, blockIdx.x / S::kCluster, gridDim.x / S::kCluster);
+}
+
+template <typename S>
 __device__ void RunCopies(const Fp8Args& p, const Pipeline& pipe, const CUtensorMap* x, const CUtensorMap* w, const CUtensorMap* up) {
-  using S = Shape<kGroups>;
-  constexpr int kColumns = kGated ? kTileN / 2 : kTileN;
+  constexpr int kBoxRows = S::kTileN / S::kBoxes;
+  const int rank = S::kCluster == 1 ? 0 : ClusterRank();
   int stage = 0, parity = 1;
-  Walker<S::kTileM> tile(p, kColumns);
+  auto tile = MakeWalker<S>(p);
   while (tile.Next()) {
-    const int w_row = static_cast<int>(tile.expert * p.rows_per_batch) + tile.column * kColumns;
+    const int w_row = tile.expert * p.rows_per_batch + tile.column, x_row = tile.row + rank * S::kTileM - p.row_begin;
     for (int k0 = 0; k0 < p.k; k0 += kDepth) {
       BarrierWait(&pipe.empty[stage], parity);
       BarrierExpect(&pipe.full[stage], S::kStageBytes);
       char* memory = pipe.memory + stage * S::kStageBytes;
-      CopyBox(memory, x, k0, static_cast<int>(tile.row), &pipe.full[stage]);
+      CopyBox(memory, x, k0, x_row, &pipe.full[stage]);
       memory += S::kTileM * kDepth;
-      CopyBox(memory, w, k0, w_row, &pipe.full[stage]);
-      if (kGated) CopyBox(memory + kColumns * kDepth, up, k0, w_row, &pipe.full[stage]);
+#pragma unroll
+      for (int box = 0; box < S::kBoxes; ++box) {
+        const CUtensorMap* map = S::kGated && box == 1 ? up : w;
+        const int row = w_row + (S::kGated ? 0 : box * kBoxRows);
+        if constexpr (S::kCluster == 1) {
+          CopyBox(memory + box * kBoxRows * kDepth, map, k0, row, &pipe.full[stage]);
+        } else if (box == rank) {
+          CopyBoxToCluster(memory + box * kBoxRows * kDepth, map, k0, row, &pipe.full[stage], 3);
+        }
+      }
       if (++stage == S::kStages) stage = 0, parity ^= 1;
     }
   }
 }
 
-template <typename B, bool kGated>
-__device__ __forceinline__ void StoreTile(const Fp8Args& p, const float (&sum)[64], int64_t row, int64_t end, int column) {
+// kPlain: whole pairs and nothing to add.
+template <typename B, typename S, bool kPlain>
+__device__ __forceinline__ void StoreTile(const Fp8Args& p, const float (&sum)[S::kTileN / 2], int row, int end, int column) {
   const int lane = threadIdx.x % 32;
-  constexpr int kPairs = kGated ? 8 : 16;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int64_t m = row + threadIdx.x / 32 % 4 * 16 + lane / 4 + r * 8;
+    const int m = row + threadIdx.x / 32 % 4 * 16 + lane / 4 + r * 8;
     if (m >= end) continue;
     B* out = static_cast<B*>(p.out) + m * p.out_stride;
 #pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int n = column + j * 8 + lane % 4 * 2 + e;
-        if (n >= p.n) continue;
-        float value = sum[4 * j + 2 * r + e];
-        if constexpr (kGated) value = Silu(value) * sum[32 + 4 * j + 2 * r + e];
-        if (p.bias != nullptr) value += p.bias[n];
-        if (p.accumulate) value += ToFloat(out[n]);
-        out[n] = FromFloat<B>(value);
-      }
-    }
-  }
-}
-
-// The usual case: whole pairs, nothing to add.
-template <typename B, bool kGated>
-__device__ __forceinline__ void StorePlainTile(const Fp8Args& p, const float (&sum)[64], int64_t row, int64_t end, int column) {
-  const int lane = threadIdx.x % 32;
-  constexpr int kPairs = kGated ? 8 : 16;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int64_t m = row + threadIdx.x / 32 % 4 * 16 + lane / 4 + r * 8;
-    if (m >= end) continue;
-    B* out = static_cast<B*>(p.out) + m * p.out_stride + column + lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
-      if (column + j * 8 + lane % 4 * 2 >= p.n) continue;
+    for (int j = 0; j < S::kColumns / 8; ++j) {
+      const int n = column + j * 8 + lane % 4 * 2;
       Pack<B, 2> pair;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float value = sum[4 * j + 2 * r + e];
-        if constexpr (kGated) value = Silu(value) * sum[32 + 4 * j + 2 * r + e];
+        if constexpr (S::kGated) value = Silu(value) * sum[S::kTileN / 4 + 4 * j + 2 * r + e];
+        if (!kPlain && n + e < p.n) {
+          if (p.bias != nullptr) value += p.bias[n + e];
+          if (p.accumulate) value += ToFloat(out[n + e]);
+          out[n + e] = FromFloat<B>(value);
+        }
         pair.v[e] = FromFloat<B>(value);
       }
-      StorePack<B, 2>(out + j * 8, pair);
+      if (kPlain && n < p.n) StorePack<B, 2>(out + n, pair);
     }
   }
 }
 
-template <typename B, int kGroups, bool kGated>
+template <int kTileN>
+__device__ __forceinline__ void MultiplyStage(float (&products)[kTileN / 2], uint64_t a, uint64_t b) {
+  WgmmaFence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    if constexpr (kTileN == 192) {
+      WgmmaF8N192(products, a + step * 2, b + step * 2, step > 0);
+    } else {
+      WgmmaF8N128(products, a + step * 2, b + step * 2, step > 0);
+    }
+  }
+  WgmmaCommit();
+}
+
+template <typename B, typename S>
 __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
-  using S = Shape<kGroups>;
-  constexpr int kColumns = kGated ? kTileN / 2 : kTileN;
-  const int group = threadIdx.x / 128, lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
+  const int rank = S::kCluster == 1 ? 0 : ClusterRank();
   const int blocks = (p.k + kDepth - 1) / kDepth;
-  int stage = 0, parity = 0, released = 0;
-  float products[2][64], sum[64];
+  int stage = 0, parity = 0;
+  float products[S::kTileN / 2], sum[S::kTileN / 2];
   const bool plain = p.bias == nullptr && !p.accumulate && p.n % 2 == 0 && p.out_stride % 2 == 0 &&
                      reinterpret_cast<uint64_t>(p.out) % (2 * sizeof(B)) == 0;
-  Walker<S::kTileM> tile(p, kColumns);
+  auto tile = MakeWalker<S>(p);
   while (tile.Next()) {
-    const int column = tile.column * kColumns;
-    const float* x_scales = p.x_scales + tile.row + group * 64 + warp * 16 + lane / 4;
-    const int64_t scale_rows = p.x_scale_stride - (tile.row + group * 64 + warp * 16 + lane / 4);  // rows that have scales
-    const DeviceWeight<f8> w = p.w.Batch(tile.expert), up = kGated ? p.up.Batch(tile.expert) : p.w;
-    auto start = [&](float (&to)[64]) {
+    const int row = tile.row + rank * S::kTileM + group * 64;
+    const int scale_row = row - p.row_begin + threadIdx.x / 32 % 4 * 16 + lane / 4;  // and 8 rows on
+    const bool inside[2] = {scale_row < p.x_scale_stride, scale_row + 8 < p.x_scale_stride};
+    const float* x_scales = p.x_scales + scale_row;
+    const float* w_scales[S::kParts];
+    const DeviceWeight<f8> w = p.w.Batch(tile.expert), up = S::kGated ? p.up.Batch(tile.expert) : p.w;
+#pragma unroll
+    for (int part = 0; part < S::kParts; ++part) {
+      const DeviceWeight<f8>& from = S::kGated && part == 1 ? up : w;
+      const int n = min(tile.column + (S::kGated ? 0 : part * 64), p.n - 1);
+      w_scales[part] = from.scales + (n + from.row_offset) / 128 * from.scale_cols + from.col_offset / 128;
+    }
+    float x_next[2], w_next[S::kParts];
+    auto load_scales = [&](int block) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) x_next[r] = inside[r] ? x_scales[block * p.x_scale_stride + r * 8] : 0.f;
+#pragma unroll
+      for (int part = 0; part < S::kParts; ++part) w_next[part] = w_scales[part][block];
+    };
+    load_scales(0);
+#pragma unroll
+    for (int i = 0; i < S::kTileN / 2; ++i) sum[i] = 0;
+    for (int block = 0; block < blocks; ++block) {
+      float factor[S::kParts][2];
+#pragma unroll
+      for (int part = 0; part < S::kParts; ++part) {
+        factor[part][0] = x_next[0] * w_next[part];
+        factor[part][1] = x_next[1] * w_next[part];
+      }
       BarrierWait(&pipe.full[stage], parity);
       const char* memory = pipe.memory + stage * S::kStageBytes;
-      const uint64_t a = SwizzledMatrix(memory + group * 64 * kDepth), b = SwizzledMatrix(memory + S::kTileM * kDepth);
-      WgmmaFence();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) WgmmaF8N128(to, a + step * 2, b + step * 2, step > 0);
-      WgmmaCommit();
+      MultiplyStage<S::kTileN>(products, SwizzledMatrix(memory + group * 64 * kDepth), SwizzledMatrix(memory + S::kTileM * kDepth));
+      load_scales(min(block + 1, blocks - 1));
+      WgmmaWait<0>();
+      PinRegisters(products);
+      if (S::kCluster > 1) {
+        if (lane < S::kCluster) BarrierArriveAt(&pipe.empty[stage], lane);
+      } else if (lane == 0) {
+        BarrierArrive(&pipe.empty[stage]);
+      }
       if (++stage == S::kStages) stage = 0, parity ^= 1;
-    };
-    struct Scales { float x[2], w[2]; };
-    auto load_scales = [&](int block) {
-      Scales s;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) s.x[r] = r * 8 < scale_rows ? x_scales[block * p.x_scale_stride + r * 8] : 0.f;
-      s.w[0] = w.Scale(column, block * kDepth);
-      s.w[1] = kGated ? up.Scale(column, block * kDepth) : s.w[0];
-      return s;
-    };
-    auto add = [&](float (&from)[64], const Scales& s) {  // and gives the stage back
-      PinRegisters(from);
-      if (lane == 0) BarrierArrive(&pipe.empty[released]);
-      if (++released == S::kStages) released = 0;
-#pragma unroll
-      for (int i = 0; i < 64; ++i) sum[i] = fmaf(from[i], s.x[i / 2 % 2] * s.w[i / 32], sum[i]);
-    };
-#pragma unroll
-    for (int i = 0; i < 64; ++i) sum[i] = 0;
-    start(products[0]);
-    int block = 0;  // its products are under way in products[0]
-    for (; block + 2 < blocks; block += 2) {
-      const Scales first = load_scales(block), second = load_scales(block + 1);
-      start(products[1]);
-      WgmmaWait<1>();
-      add(products[0], first);
-      start(products[0]);
-      WgmmaWait<1>();
-      add(products[1], second);
+      for (int i = 0; i < S::kTileN / 2; ++i) sum[i] = fmaf(products[i], factor[i / 32][i / 2 % 2], sum[i]);
     }
-    const Scales first = load_scales(block), second = load_scales(min(block + 1, blocks - 1));
-    if (block + 1 < blocks) {
-      start(products[1]);
-      WgmmaWait<1>();
-      add(products[0], first);
-      WgmmaWait<0>();
-      add(products[1], second);
-    } else {
-      WgmmaWait<0>();
-      add(products[0], first);
-    }
-    const int64_t row = tile.row + group * 64;
-    plain ? StorePlainTile<B, kGated>(p, sum, row, tile.end, column) : StoreTile<B, kGated>(p, sum, row, tile.end, column);
+    plain ? StoreTile<B, S, true>(p, sum, row, tile.end, tile.column) : StoreTile<B, S, false>(p, sum, row, tile.end, tile.column);
   }
 }
 
 #endif
 
-template <typename B, int kGroups, bool kGated>
-__global__ void __launch_bounds__(Shape<kGroups>::kThreads, 1)
+template <typename B, typename S>
+__global__ void __launch_bounds__(S::kThreads, 1)
     Fp8Kernel(const __grid_constant__ Fp8Args p, const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
               const __grid_constant__ CUtensorMap up) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using S = Shape<kGroups>;
   extern __shared__ char shared[];
   __shared__ uint64_t full[kMaxStages], empty[kMaxStages];
   const Pipeline pipe{full, empty, shared + (1024 - SharedAddress(shared) % 1024) % 1024};
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       BarrierInit(&full[i], 1);
-      BarrierInit(&empty[i], kGroups * 4);
+      BarrierInit(&empty[i], S::kGroups * 4 * S::kCluster);
     }
-    FenceAsyncProxy();
+    BarrierInitFence();
   }
   __syncthreads();
-  if (threadIdx.x >= kGroups * 128) {
+  if (S::kCluster > 1) ClusterSync();
+  if (threadIdx.x >= S::kGroups * 128) {
     RegistersDown<40>();
-    if (threadIdx.x == kGroups * 128) RunCopies<kGroups, kGated>(p, pipe, &x, &w, &up);
+    if (threadIdx.x == S::kGroups * 128) RunCopies<S>(p, pipe, &x, &w, &up);
   } else {
     RegistersUp<232>();
-    RunProducts<B, kGroups, kGated>(p, pipe);
+    RunProducts<B, S>(p, pipe);
   }
+  __syncwarp();
+  if (S::kCluster > 1) ClusterSync();  // no block leaves while the other writes to it
 #endif
 }
 
@@ -264,20 +269,43 @@ CUtensorMap WeightMap(const MatmulWeight& w, const Matmul& p, int box_rows) {
   return MakeTensorMap({w.view.data, DType::kF8E4M3, rows, p.k, p.k, box_rows, kDepth});
 }
 
-template <typename B, int kGroups, bool kGated>
-void Launch(const Matmul& p, const QuantisedRows& x, cudaStream_t stream) {
-  using S = Shape<kGroups>;
-  const Fp8Args args{x.scales, x.scale_stride, MakeDeviceWeight<f8>(p.w), MakeDeviceWeight<f8>(p.up), p.offsets, p.m,
-                     static_cast<int>(p.n), static_cast<int>(p.k), p.batches, p.w.data_stride / p.k, p.bias, p.out, p.out_stride, p.accumulate};
-  const CUtensorMap x_map = MakeTensorMap({x.codes, DType::kF8E4M3, p.m, x.row_bytes, x.row_bytes, S::kTileM, kDepth});
-  const CUtensorMap w_map = WeightMap(p.w, p, kGated ? kTileN / 2 : kTileN);
-  const CUtensorMap up_map = kGated ? WeightMap(p.up, p, kTileN / 2) : w_map;
-  auto kernel = Fp8Kernel<B, kGroups, kGated>;
+template <typename B, typename S>
+void Launch(const Matmul& p, int64_t row_begin, int64_t rows, const QuantisedRows& x, cudaStream_t stream) {
+  const Fp8Args args{x.scales, x.scale_stride, MakeDeviceWeight<f8>(p.w), MakeDeviceWeight<f8>(p.up), p.offsets,
+                     static_cast<int>(row_begin), static_cast<int>(row_begin + rows), static_cast<int>(p.n), static_cast<int>(p.k), p.batches,
+                     static_cast<int>(p.w.data_stride / p.k), p.bias, p.out, p.out_stride, p.accumulate};
+  const CUtensorMap x_map = MakeTensorMap({x.codes, DType::kF8E4M3, rows, x.row_bytes, x.row_bytes, S::kTileM, kDepth});
+  const CUtensorMap w_map = WeightMap(p.w, p, S::kTileN / S::kBoxes);
+  const CUtensorMap up_map = S::kGated ? WeightMap(p.up, p, S::kTileN / S::kBoxes) : w_map;
+  auto kernel = Fp8Kernel<B, S>;
   Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes), "MatmulFp8Sm90");
-  const int64_t tiles = (CeilDiv(p.m, S::kTileM) + p.batches) * CeilDiv(p.n, kGated ? kTileN / 2 : kTileN);
-  const int grid = static_cast<int>(std::min<int64_t>(tiles, CurrentCard().multiprocessors));
-  kernel<<<grid, S::kThreads, S::kSharedBytes, stream>>>(args, x_map, w_map, up_map);
-  CheckLaunch("MatmulFp8Sm90");
+  const int64_t tiles = (CeilDiv(rows, S::kTileM * S::kCluster) + p.batches) * CeilDiv(p.n, S::kColumns) * S::kCluster;
+  const int64_t most = CurrentCard().multiprocessors / S::kCluster * S::kCluster;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {S::kCluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(std::min(tiles, most));
+  config.blockDim = S::kThreads;
+  config.dynamicSmemBytes = S::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  Check(cudaLaunchKernelEx(&config, kernel, args, x_map, w_map, up_map), "MatmulFp8Sm90");
+}
+
+template <typename B>
+void LaunchRows(const Matmul& p, int64_t row_begin, int64_t rows, const QuantisedRows& x, cudaStream_t stream) {
+  const int64_t each = CeilDiv(p.m, p.batches);
+  if (p.gated()) {
+    each <= 64    ? Launch<B, Shape<1, 128, 1, true>>(p, row_begin, rows, x, stream)
+    : each <= 256 ? Launch<B, Shape<2, 128, 1, true>>(p, row_begin, rows, x, stream)
+                  : Launch<B, Shape<2, 128, 2, true>>(p, row_begin, rows, x, stream);
+  } else {
+    each <= 64    ? Launch<B, Shape<1, 128, 1, false>>(p, row_begin, rows, x, stream)
+    : each <= 256 ? Launch<B, Shape<2, 128, 1, false>>(p, row_begin, rows, x, stream)
+                  : Launch<B, Shape<2, 192, 2, false>>(p, row_begin, rows, x, stream);
+  }
 }
 
 }  // namespace
@@ -287,18 +315,14 @@ bool LaunchMatmulFp8Sm90(const Matmul& p, const Workspace& workspace, cudaStream
                      IsAligned(p.x, 16) && p.x_stride % 8 == 0 && p.k % 8 == 0;
   if (!shape || p.w.view.dtype != DType::kF8E4M3 || !WeightFits(p.w, p.k) || !WeightFits(p.up, p.k)) return false;
   if (p.gated() && p.up.data_stride != p.w.data_stride) return false;
-  const QuantisedRows x = PlanQuantisedRows(p.m, p.k, workspace);
-  if (x.codes == nullptr) return false;
-  LaunchQuantise(p.x, p.x_stride, p.m, p.k, x, stream);
-  const bool small = CeilDiv(p.m, p.batches) <= 64;
-  DispatchActivation(p.out_type, [&](auto bt) {
-    using B = typename decltype(bt)::type;
-    if (p.gated()) {
-      small ? Launch<B, 1, true>(p, x, stream) : Launch<B, 2, true>(p, x, stream);
-    } else {
-      small ? Launch<B, 1, false>(p, x, stream) : Launch<B, 2, false>(p, x, stream);
-    }
-  });
+  const int64_t most = MostQuantisedRows(p.k, workspace);  // at a time
+  if (most == 0) return false;
+  for (int64_t begin = 0; begin < p.m; begin += most) {
+    const int64_t rows = std::min(most, p.m - begin);
+    const QuantisedRows x = PlanQuantisedRows(rows, p.k, workspace);
+    LaunchQuantise(static_cast<const char*>(p.x) + begin * p.x_stride * 2, p.x_stride, rows, p.k, x, stream);
+    DispatchActivation(p.out_type, [&](auto bt) { LaunchRows<typename decltype(bt)::type>(p, begin, rows, x, stream); });
+  }
   return true;
 }
 

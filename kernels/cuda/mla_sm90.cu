@@ -14,7 +14,8 @@ bool HeadsAligned(const HeadsView& h) {
 bool Applies(const MlaAttentionParams& p) {
   const int block = p.cache.block_size;
   const bool pages = block % 64 == 0 || (block >= 8 && 64 % block == 0);
-  return CurrentCard().hopper && p.cache.format == CacheFormat::kBF16 && p.cache.latent == mla::kLatent && p.cache.rope == mla::kRope &&
+  const bool format = p.cache.format == CacheFormat::kBF16 || p.cache.format == CacheFormat::kF8;
+  return CurrentCard().hopper && format && p.cache.latent == mla::kLatent && p.cache.rope == mla::kRope &&
          pages && HeadsAligned(p.q_latent) && HeadsAligned(p.q_rope) && HeadsAligned(p.out) && IsAligned(p.cache.data, 16);
 }
 
@@ -45,12 +46,15 @@ bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cuda
                        batch.table_stride, {batch.shard.size, batch.shard.rank, batch.shard.block_size}, p.scale, p.lse.f32(),
                        p.lse.row_stride, partials, row_blocks, static_cast<int>(CeilDiv(tiles, partials.splits)),
                        std::min(64, p.cache.block_size)};
-  const CUtensorMap map = MakeTensorMap({p.cache.data, DType::kBF16, p.cache.num_blocks * p.cache.block_size, mla::kKeyDim,
-                                         mla::kKeyDim * 2, args.box_rows, 64});
+  const bool fp8 = p.cache.format == CacheFormat::kF8;
+  const CUtensorMap map = fp8 ? CUtensorMap{}
+                              : MakeTensorMap({p.cache.data, DType::kBF16, p.cache.num_blocks * p.cache.block_size, mla::kKeyDim,
+                                               mla::kKeyDim * 2, args.box_rows, 64});
   constexpr int kSharedBytes = sizeof(mla::Shared) + 1024;
-  Check(cudaFuncSetAttribute(mla::MlaSm90Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaSm90");
+  const auto kernel = fp8 ? mla::MlaSm90Kernel<true> : mla::MlaSm90Kernel<false>;
+  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaSm90");
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(partials.splits), static_cast<unsigned>(batch.sequences));
-  mla::MlaSm90Kernel<<<grid, mla::kConsumers + 128, kSharedBytes, stream>>>(args, map);
+  kernel<<<grid, mla::kConsumers + 128, kSharedBytes, stream>>>(args, map);
   CheckLaunch("MlaSm90");
   if (partials.splits > 1) LaunchMlaCombine(p, partials, stream);
   return true;

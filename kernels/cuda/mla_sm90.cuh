@@ -22,6 +22,7 @@ constexpr int kTileBytes = kChunks * kChunkBytes;
 constexpr int kLeftBytes = 5 * kChunkBytes;       // rope key and values 0..255: freed after warpgroup 0's products
 constexpr int kRightBytes = 4 * kChunkBytes;      // values 256..511: freed after warpgroup 1's
 constexpr int kConsumers = 256;
+constexpr int kPrefetch = 4;                      // tiles ahead that are brought to the L2
 
 struct alignas(1024) Shared {
   char q[kTileBytes];                             // chunks of [64 rows][64], swizzled; chunk 8 is the rope part

@@ -9,6 +9,11 @@ namespace latentmesh::cuda::mla {
 // Named barriers; 0 is __syncthreads.
 enum : int { kProbabilitiesReady = 1, kProbabilitiesTaken = 2, kScoresDone = 3, kGroupZero = 4, kSumsReady = 5 };
 
+#ifndef LM_MLA_LAG
+#define LM_MLA_LAG 1
+#endif
+constexpr bool kLag = LM_MLA_LAG;
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Queries into swizzled chunks; rows beyond the block's are zeros.
@@ -37,14 +42,18 @@ __device__ __forceinline__ void MultiplyChunk(float (&scores)[32], uint64_t q, u
   }
 }
 
-// All chunks, in the order in which their copies arrive.
-__device__ __forceinline__ void StartScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
+// The chunks of a tile in the order in which their copies arrive, the left part first.
+__device__ __forceinline__ void StartLeftScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
   const uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
   BarrierWait(&s.full[buffer][0], parity);
   WgmmaFence();
   MultiplyChunk(scores, q, keys, 8, true);
 #pragma unroll
   for (int chunk = 0; chunk < 4; ++chunk) MultiplyChunk(scores, q, keys, chunk, false);
+  WgmmaCommit();
+}
+__device__ __forceinline__ void StartRightScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
+  const uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
   BarrierWait(&s.full[buffer][1], parity);
   WgmmaFence();  // the wait is a loop: without it the compiler serialises the products around it
 #pragma unroll
@@ -167,6 +176,7 @@ __device__ __forceinline__ void StoreLse(const Args& p, const Place& place, int 
 }
 
 // Warpgroup 0: scores, softmax, left half of the output.
+template <bool kFp8>
 __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Shared& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp * 16 + lane / 4;
   const int limit[2] = {place.Limit(p, min(row, place.rows - 1)), place.Limit(p, min(row + 8, place.rows - 1))};
@@ -178,17 +188,18 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
   for (int i = 0; i < 128; ++i) out[i] = 0;
   PinRegisters(out);  // zeros now, not between the products that start here
   Softmax softmax;
-  auto start = [&](int i) {
-    const int buffer = i & 1, valid = place.visible - (place.tile_begin + i) * kKeys;
-    const uint32_t parity = i >> 1 & 1;
-    if (valid < kKeys) ClearRowsFrom(s, buffer, valid, parity);
-    StartScores(scores, s, buffer, parity);
+  auto start_left = [&](int i) {
+    const int valid = place.visible - (place.tile_begin + i) * kKeys;
+    if (!kFp8 && valid < kKeys) ClearRowsFrom(s, i & 1, valid, i >> 1 & 1);
+    StartLeftScores(scores, s, i & 1, i >> 1 & 1);
   };
-  start(0);
+  auto start_right = [&](int i) { StartRightScores(scores, s, i & 1, i >> 1 & 1); };
+  start_left(0);
+  start_right(0);
   for (int i = 0; i < tiles; ++i) {
     WgmmaWait<0>();
     PinRegisters(scores);
-    if (i > 0) NamedArrive(kScoresDone, kConsumers);
+    if (kLag && i > 0) NamedArrive(kScoresDone, kConsumers);
     const int key_begin = (place.tile_begin + i) * kKeys;
     softmax.Update(scores, scale_log2, key_begin, limit, key_begin + kKeys > all_visible);
     uint32_t probabilities[4][4];
@@ -208,9 +219,10 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
     Correct(out, softmax.correction[0], softmax.correction[1]);
     StartValues(out, probabilities, s.keys[i & 1], 0);
     if (i + 1 < tiles) {
-      start(i + 1);
+      start_left(i + 1);
       WgmmaWait<1>();  // the values' products are done, the scores' go on
       ReleaseTile(&s.empty[i & 1][0]);
+      start_right(i + 1);
     }
   }
   WgmmaWait<0>();
@@ -248,7 +260,7 @@ __device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shar
     const float first = s.correction[row], second = s.correction[row + 8];
     if (i + 1 < tiles) {
       NamedArrive(kProbabilitiesTaken, kConsumers);
-      NamedSync(kScoresDone, kConsumers);
+      if (kLag) NamedSync(kScoresDone, kConsumers);
     }
     Correct(out, first, second);
     StartValues(out, probabilities, s.keys[i & 1], 4);
@@ -262,14 +274,24 @@ __device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shar
   StoreHalf(p, place, out, scale, 256);
 }
 
+// Asks for a tile's records to be brought to the L2, so that the copies into the few buffers find them near.
+__device__ __forceinline__ void PrefetchTile(const Args& p, const int32_t* table, int first, int visible) {
+  for (int token = first; token < min(first + kKeys, visible); token += p.box_rows) {
+    const int64_t slot = static_cast<int64_t>(table[token / p.cache.block_size]) * p.cache.block_size + token % p.cache.block_size;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p.cache.Slot(slot)), "r"(p.box_rows * p.cache.record_bytes) : "memory");
+  }
+}
+
 // One thread keeps the copy engine busy: two buffers, each in a left and a right part.
 __device__ __forceinline__ void RunCopies(const Args& p, const Place& place, Shared& s, const CUtensorMap* map) {
   const int32_t* table = p.block_table + place.sequence * p.table_stride;
   const int boxes = kKeys / p.box_rows, box_bytes = p.box_rows * 128;
+  for (int i = 1; i < kPrefetch; ++i) PrefetchTile(p, table, (place.tile_begin + i) * kKeys, place.visible);
   for (int i = 0; i < place.tile_end - place.tile_begin; ++i) {
     const int buffer = i & 1, first = (place.tile_begin + i) * kKeys;
     const uint32_t parity = (i >> 1 & 1) ^ 1;
     const int needed = min(boxes, (place.visible - first + p.box_rows - 1) / p.box_rows);  // no page beyond the last key
+    if (i + kPrefetch < place.tile_end - place.tile_begin) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
     for (int part = 0; part < 2; ++part) {
       BarrierWait(&s.empty[buffer][part], parity);
       BarrierExpect(&s.full[buffer][part], needed * box_bytes * (part == 0 ? 5 : 4));
@@ -286,8 +308,78 @@ __device__ __forceinline__ void RunCopies(const Args& p, const Place& place, Sha
   }
 }
 
+// FP8 records: a warpgroup decodes them into the buffers. kFp8Units 16-byte units a record: 32 of codes, 1 of scales, 8 of rope.
+constexpr int kScaleUnit = 32, kRopeUnit = 33;
+
+__device__ __forceinline__ void StoreCodes(char* keys, int row, int unit, const uint4& codes, float scale) {
+  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+  uint32_t pairs[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> (i % 2 * 16)), __NV_E4M3);
+    const float2 value = __half22float2(__half2(raw));
+    pairs[i] = PackBF16(value.x * scale, value.y * scale);
+  }
+  char* chunk = keys + unit / 4 * kChunkBytes;
+  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + 1)) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+}
+
+// Units [0, kUnits) of a part for all 64 rows: the left part has 16 of codes and 8 of rope, the right one 16 of codes.
+template <int kPart>
+__device__ __forceinline__ void DecodePart(const Args& p, const int32_t* table, int first, int visible, char* keys) {
+  constexpr int kUnits = kPart == 0 ? 24 : 16, kBatch = kPart == 0 ? 6 : 8;  // loads in flight a thread
+#pragma unroll 1
+  for (int begin = threadIdx.x % 128; begin < kUnits * kKeys; begin += kBatch * 128) {
+    uint4 raw[kBatch];
+    float scale[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int i = begin + j * 128, row = i / kUnits, unit = i % kUnits, token = first + row;
+      raw[j] = make_uint4(0, 0, 0, 0);
+      scale[j] = 0;
+      if (token >= visible) continue;  // zeros, never stale memory
+      const char* record = p.cache.Slot(p.cache.SlotOf(table, token));
+      const int code_unit = kPart * 16 + unit;
+      const bool rope = kPart == 0 && unit >= 16;
+      raw[j] = *reinterpret_cast<const uint4*>(record + (rope ? kRopeUnit + unit - 16 : code_unit) * 16);
+      if (!rope) scale[j] = *reinterpret_cast<const float*>(record + kScaleUnit * 16 + code_unit / 8 * 4);
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int i = begin + j * 128, row = i / kUnits, unit = i % kUnits;
+      if (kPart == 0 && unit >= 16) {
+        *reinterpret_cast<uint4*>(keys + 8 * kChunkBytes + SwizzledOffset(row, unit - 16)) = raw[j];
+      } else {
+        StoreCodes(keys, row, kPart * 16 + unit, raw[j], scale[j]);
+      }
+    }
+  }
+  FenceAsyncProxy();
+}
+
+__device__ __forceinline__ void RunDecoding(const Args& p, const Place& place, Shared& s) {
+  const int32_t* table = p.block_table + place.sequence * p.table_stride;
+  const bool leader = threadIdx.x == kConsumers;
+  if (leader) {
+    for (int i = 1; i < kPrefetch; ++i) PrefetchTile(p, table, (place.tile_begin + i) * kKeys, place.visible);
+  }
+  for (int i = 0; i < place.tile_end - place.tile_begin; ++i) {
+    const int buffer = i & 1, first = (place.tile_begin + i) * kKeys;
+    const uint32_t parity = (i >> 1 & 1) ^ 1;
+    if (leader && i + kPrefetch < place.tile_end - place.tile_begin) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
+    BarrierWait(&s.empty[buffer][0], parity);
+    DecodePart<0>(p, table, first, place.visible, s.keys[buffer]);
+    BarrierArrive(&s.full[buffer][0]);
+    BarrierWait(&s.empty[buffer][1], parity);
+    DecodePart<1>(p, table, first, place.visible, s.keys[buffer]);
+    BarrierArrive(&s.full[buffer][1]);
+  }
+}
+
 #endif
 
+template <bool kFp8>
 __global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __grid_constant__ Args p, const __grid_constant__ CUtensorMap map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char memory[];
@@ -305,7 +397,7 @@ __global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __gri
   if (threadIdx.x == 0) {
     for (int buffer = 0; buffer < 2; ++buffer) {
       for (int part = 0; part < 2; ++part) {
-        BarrierInit(&s.full[buffer][part], 1);
+        BarrierInit(&s.full[buffer][part], kFp8 ? 128 : 1);
         BarrierInit(&s.empty[buffer][part], 4);
       }
     }
@@ -317,15 +409,20 @@ __global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __gri
     FenceAsyncProxy();
   }
   __syncthreads();
+  constexpr int kConsumerRegisters = kFp8 ? 216 : 232, kProducerRegisters = kFp8 ? 80 : 40;
   if (threadIdx.x < 128) {
-    RegistersUp<232>();
-    RunLeft(p, place, s);
+    RegistersUp<kConsumerRegisters>();
+    RunLeft<kFp8>(p, place, s);
   } else if (threadIdx.x < kConsumers) {
-    RegistersUp<232>();
+    RegistersUp<kConsumerRegisters>();
     RunRight(p, place, s);
   } else {
-    RegistersDown<40>();
-    if (threadIdx.x == kConsumers) RunCopies(p, place, s, &map);
+    RegistersDown<kProducerRegisters>();
+    if constexpr (kFp8) {
+      RunDecoding(p, place, s);
+    } else if (threadIdx.x == kConsumers) {
+      RunCopies(p, place, s, &map);
+    }
   }
 #endif
 }

@@ -38,10 +38,14 @@ __global__ void QuantiseKernel(const bf16* x, int64_t x_stride, int64_t rows, in
 
 }  // namespace
 
+int64_t MostQuantisedRows(int64_t cols, const Workspace& workspace) {
+  const int64_t each = CeilDiv(cols, kQuantGroup) * (kQuantGroup + static_cast<int64_t>(sizeof(float)));
+  return static_cast<int64_t>(workspace.bytes) / each / 128 * 128;
+}
+
 QuantisedRows PlanQuantisedRows(int64_t rows, int64_t cols, const Workspace& workspace) {
   const int64_t groups = CeilDiv(cols, kQuantGroup), padded = CeilDiv(rows, 128) * 128;
   const int64_t code_bytes = padded * groups * kQuantGroup;
-  if (code_bytes + groups * padded * 4 > static_cast<int64_t>(workspace.bytes)) return {};
   return {reinterpret_cast<uint8_t*>(workspace.data), reinterpret_cast<float*>(workspace.data + code_bytes), groups * kQuantGroup, padded};
 }
 

@@ -14,7 +14,9 @@ struct QuantisedRows {
   int64_t scale_stride = 0;   // rows rounded up to 128
 };
 
-// Lays the result out in the workspace; codes == nullptr when it does not fit.
+// Rows that fit into the workspace at a time, a multiple of 128.
+int64_t MostQuantisedRows(int64_t cols, const Workspace& workspace);
+// Lays the result out in the workspace.
 QuantisedRows PlanQuantisedRows(int64_t rows, int64_t cols, const Workspace& workspace);
 // x: bf16 [rows, cols], 16-byte aligned rows, cols a multiple of 8. quantise.cu
 void LaunchQuantise(const void* x, int64_t x_stride, int64_t rows, int64_t cols, const QuantisedRows& to, cudaStream_t stream);

@@ -14,6 +14,11 @@ __device__ __forceinline__ void BarrierInit(uint64_t* barrier, uint32_t arrivals
 }
 // Makes initialised barriers, and data written by ordinary stores, visible to the copy engine and the tensor cores.
 __device__ __forceinline__ void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// After barriers are initialised, before anybody (the copy engine, other blocks of the cluster) uses them.
+__device__ __forceinline__ void BarrierInitFence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  FenceAsyncProxy();
+}
 __device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
@@ -33,6 +38,29 @@ __device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, int co
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(SharedAddress(to)),
       "l"(map), "r"(col), "r"(row), "r"(SharedAddress(barrier))
       : "memory");
+}
+// The same into the shared memory of every block of the cluster named in `blocks`, and counted there.
+__device__ __forceinline__ void CopyBoxToCluster(void* to, const CUtensorMap* map, int col, int row, uint64_t* barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
+          SharedAddress(to)),
+      "l"(map), "r"(col), "r"(row), "r"(SharedAddress(barrier)), "h"(blocks)
+      : "memory");
+}
+// Arrives at the barrier in the same place of another block of the cluster.
+__device__ __forceinline__ void BarrierArriveAt(uint64_t* barrier, uint32_t block) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(SharedAddress(barrier)), "r"(block) : "memory");
+}
+__device__ __forceinline__ void ClusterSync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ uint32_t ClusterRank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
 }
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -60,9 +60,12 @@ void Decode(Bench& bench, const DecodeCase& c) {
   const HeadsView heads = AsHeads(q.view, c.heads, kLatent + kRope);
   MlaAttentionParams p{heads.Dims(0, kLatent), heads.Dims(kLatent, kRope), cache, batch, 0.0417f, AsHeads(out.view, c.heads, kLatent), {}};
   const double time = bench.Time([&](int) { bench.ops().MlaAttention(p, bench.stream()); }, 4);
-  p.out = AsHeads(plain.view, c.heads, kLatent);
-  cuda::LaunchMlaAttention(p, bench.workspace(), bench.native());
-  const double error = bench.Difference(out.view, plain.view);
+  double error = -1;
+  if (double(c.sequences) * c.context * c.heads < 3e7) {  // the plain kernel takes a hundred times as long
+    p.out = AsHeads(plain.view, c.heads, kLatent);
+    cuda::LaunchMlaAttention(p, bench.workspace(), bench.native());
+    error = bench.Difference(out.view, plain.view);
+  }
   const double pairs = static_cast<double>(tokens) * c.heads * c.context;
   const double bytes = static_cast<double>(c.sequences) * c.context * static_cast<double>(cache.record_bytes()) +
                        static_cast<double>(tokens) * c.heads * (2 * kLatent + kRope) * 2;
@@ -98,12 +101,10 @@ void BenchAttention(Bench& bench) {
   for (CacheFormat format : {CacheFormat::kBF16, CacheFormat::kF8}) {
     const DecodeCase cases[] = {{128, 128, 4096, 1, format}, {128, 128, 4096, 2, format}, {128, 128, 16384, 1, format}, {16, 128, 1024, 1, format},
                                 {16, 128, 8192, 1, format}, {16, 1, 65536, 1, format}, {16, 1, 131072, 1, format}, {128, 1, 65536, 1, format}};
-    for (const DecodeCase& c : cases) {
-      if (format == CacheFormat::kBF16 || c.heads == 16) Decode(bench, c);
-    }
+    for (const DecodeCase& c : cases) Decode(bench, c);
   }
   Prefill(bench, 128, 4096);
-  // Prefill(bench, 128, 16384);
+  Prefill(bench, 128, 16384);
 }
 
 }  // namespace latentmesh::bench

@@ -1,4 +1,0 @@
-#include "kernels/cuda/matmul.h"
-namespace latentmesh::cuda {
-bool LaunchPrefillSm90(const PrefillAttentionParams&, cudaStream_t) { return false; }
-}
