@@ -96,7 +96,7 @@ Result<ApiContext> BatchCommand::Context(const Engine& engine, const TextCodec& 
 }
 
 Status BatchCommand::Answer(Engine& engine) {
-  LM_ASSIGN_OR_RETURN(TextCodec codec, TextCodec::Open(model_.engine.model, engine.tokenizer()));
+  TextCodec codec = TextCodec::Open(engine.tokenizer());
   LM_ASSIGN_OR_RETURN(ApiContext context, Context(engine, codec));
   bool more = true;
   while (!StopSignals::requested()) {

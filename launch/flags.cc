@@ -66,7 +66,6 @@ CLI::App* AddSubcommand(CLI::App& root, const Command& command) {
   std::string group = name.substr(0, space);
   auto same_name = root.get_subcommands([&](CLI::App* app) { return app->get_name() == group; });
   CLI::App* parent = same_name.empty() ? root.add_subcommand(group, command.group_help()) : same_name.front();
-  parent->require_subcommand(1);
   return parent->add_subcommand(name.substr(space + 1), command.help());
 }
 
@@ -198,9 +197,7 @@ Result<std::vector<int32_t>> ParseNumberList(const std::string& text) {
 Result<ParsedLine> ParseCommandLine(int argc, const char* const* argv,
                                     const std::vector<std::unique_ptr<Command>>& commands) {
   CLI::App root("latentmesh: inference for DeepSeek-V2/V3-class models over MPI ranks", "latentmesh");
-  root.require_subcommand(1);
   root.set_version_flag("--version", std::string("latentmesh ") + LATENTMESH_VERSION);
-  root.footer("Start it alone or under mpirun or srun. `latentmesh SUBCOMMAND --help` shows a subcommand's flags.");
   std::map<const CLI::App*, Command*> by_app;
   for (const auto& command : commands) {
     CLI::App* app = AddSubcommand(root, *command);
@@ -208,17 +205,21 @@ Result<ParsedLine> ParseCommandLine(int argc, const char* const* argv,
     command->Register(flags);
     by_app[app] = command.get();
   }
+  root.footer("Start it alone or under mpirun or srun. `latentmesh SUBCOMMAND --help` shows a subcommand's flags.");
   try {
     root.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    return ParsedLine{Innermost(&root)->help(), nullptr};
+    const CLI::App* app = Innermost(&root);
+    return ParsedLine{app->help(app == &root ? "" : FullName(app->get_parent())), nullptr};
   } catch (const CLI::CallForVersion& version) {
     return ParsedLine{std::string(version.what()) + "\n", nullptr};
   } catch (const CLI::ParseError& error) {
     return InvalidArgument(
         fmt::format("{} (see {} --help)", OneLine(error.what()), FullName(Innermost(&root))));
   }
-  return ParsedLine{"", by_app.at(Innermost(&root))};
+  auto command = by_app.find(Innermost(&root));
+  if (command != by_app.end()) return ParsedLine{"", command->second};
+  return InvalidArgument(fmt::format("a subcommand is required (see {} --help)", FullName(Innermost(&root))));
 }
 
 }  // namespace latentmesh

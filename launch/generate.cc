@@ -20,6 +20,11 @@ void Print(const std::string& text) {
   std::fflush(stdout);
 }
 
+// "5 17 3 ": how tokens are printed where there is no tokenizer.
+std::string IdText(const std::vector<int32_t>& ids) {
+  return ids.empty() ? "" : fmt::format("{} ", fmt::join(ids, " "));
+}
+
 class GenerateCommand : public Command {
  public:
   std::string name() const override { return "generate"; }
@@ -39,6 +44,7 @@ class GenerateCommand : public Command {
   SamplingFlags sampling_;
   std::string format_ = "text";
   bool chat_ = false, echo_ = false, stats_ = false;
+  bool has_text_ = true;               // false: the checkpoint has no tokenizer, ids are printed
 
   std::vector<Prompt> prompts_;        // rank 0
   std::vector<Collector> answers_;     // one for each prompt
@@ -92,8 +98,9 @@ Status GenerateCommand::Submit(Engine& engine, size_t index, const SamplingParam
   bool stream = prompts_.size() == 1 && sampling.n == 1 && format_ == "text";
   request.on_output = [this, index, stream](const RequestOutput& output) {
     answers_[index].Add(output);
-    for (const ChoiceDelta& delta : output.choices)
-      if (stream) Print(delta.text);
+    for (const ChoiceDelta& delta : output.choices) {
+      if (stream) Print(has_text_ ? delta.text : IdText(delta.token_ids));
+    }
   };
   Status status = engine.Submit(std::move(request));
   if (status.ok() || prompts_.size() == 1) return status;
@@ -101,7 +108,8 @@ Status GenerateCommand::Submit(Engine& engine, size_t index, const SamplingParam
 }
 
 Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
-  LM_ASSIGN_OR_RETURN(TextCodec codec, TextCodec::Open(model_.engine.model, engine.tokenizer()));
+  TextCodec codec = TextCodec::Open(engine.tokenizer());
+  has_text_ = codec.has_tokenizer();
   LM_ASSIGN_OR_RETURN(SamplingParams sampling, Sampling(engine));
   LM_RETURN_IF_ERROR(Encode(codec));
   answers_.resize(prompts_.size());

@@ -61,7 +61,8 @@ std::string GenerateText(size_t index, const Prompt& prompt, const Collector& an
     text += answer.choices.size() == 1 ? fmt::format("--- prompt {}\n", index)
                                        : fmt::format("--- prompt {}, choice {}\n", index, i);
     if (echo) text += codec.Decode(prompt.ids);
-    text += answer.choices[i].text + "\n";
+    const CollectedChoice& choice = answer.choices[i];
+    text += (codec.has_tokenizer() ? choice.text : fmt::format("{}", fmt::join(choice.token_ids, " "))) + "\n";
   }
   return text;
 }

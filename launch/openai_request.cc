@@ -213,9 +213,17 @@ void RequestParser::Messages() {
     plain.push_back(PlainMessage(messages->get_array()[i], fmt::format("messages[{}]", i)));
     if (fields_.error().has_value()) return;
   }
-  bool add_generation_prompt = true;
-  fields_.Bool("add_generation_prompt", &add_generation_prompt);
-  AddEncoded("messages", "", context_.codec->EncodeMessages(json::serialize(plain), add_generation_prompt));
+  ChatInput chat{.messages = json::serialize(plain)};
+  fields_.Bool("add_generation_prompt", &chat.add_generation_prompt);
+  if (const json::value* tools = fields_.Find("tools")) {
+    if (!tools->is_array()) return fields_.Fail("tools", "must be a list");
+    if (!tools->get_array().empty()) chat.tools = json::serialize(*tools);
+  }
+  if (const json::value* extra = fields_.Find("chat_template_kwargs")) {
+    if (!extra->is_object()) return fields_.Fail("chat_template_kwargs", "must be an object");
+    chat.extra = json::serialize(*extra);
+  }
+  if (!fields_.error().has_value()) AddEncoded("messages", "", context_.codec->EncodeChat(chat));
 }
 
 void RequestParser::CheckContext() {

@@ -20,9 +20,7 @@ class OpenAiTest : public testing::Test {
     auto tokenizer = Tokenizer::Load("launch/demo");
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
     tokenizer_ = std::move(tokenizer).value();
-    auto codec = TextCodec::Open("launch/demo", tokenizer_.get());
-    ASSERT_TRUE(codec.ok()) << codec.status().message();
-    codec_ = std::make_unique<TextCodec>(std::move(codec).value());
+    codec_ = std::make_unique<TextCodec>(TextCodec::Open(tokenizer_.get()));
     context_ = {codec_.get(), 4096, 256, {.temperature = 0.6f, .stop_token_ids = {7}}};
   }
   ApiRequest Completion(const std::string& body) { return Good(ApiEndpoint::kCompletions, body); }

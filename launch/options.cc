@@ -50,7 +50,8 @@ void ModelFlags::Register(FlagSet& flags) {
   flags.Required("--model");
   flags.AddChoice("--device", &engine.device, {"auto", "cpu", "cuda"}, "Where the model runs");
   flags.AddChoice("--dtype", &engine.dtype, {"auto", "f32", "bf16"}, "Type of weights and activations");
-  flags.AddChoice("--kv-dtype", &engine.kv_dtype, {"auto", "f32", "bf16"}, "Type of the cache");
+  flags.AddChoice("--kv-dtype", &engine.kv_dtype, {"auto", "f32", "bf16", "fp8", "6bit"},
+                  "Numbers of the cache; fp8 and 6bit hold latents (DeepSeek models) in 1 and 3/4 bytes, with a scale a 128");
   flags.Add("--threads", &engine.threads, "Compute threads a rank; 0: the cores of this rank", kNonNegative);
   flags.AddSwitch("--share-gpu", &engine.share_gpu, "Several ranks may use one GPU");
   RegisterLayout(flags, &engine.layout);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <boost/json.hpp>
@@ -46,6 +47,9 @@ ResultFile::~ResultFile() {
 }
 
 Status ResultFile::Load() {
+  struct stat info = {};
+  if (fstat(file_, &info) != 0) return Failed("read", path_);
+  if (!S_ISREG(info.st_mode)) return Status::Ok();      // a pipe or a device holds no earlier answers
   LM_ASSIGN_OR_RETURN(std::string text, ReadFile(path_));
   size_t begin = 0;
   for (size_t end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {

@@ -56,6 +56,9 @@ struct BarChart {
 std::string RenderSvg(const LineChart& chart);
 std::string RenderSvg(const BarChart& chart);
 
+// Several rendered charts in one picture, one below the other.
+std::string StackSvgs(const std::vector<std::string>& charts);
+
 // Round values that cover [low, high] in about `count` steps of 1, 2 or 5 times a power of ten (powers of ten and, when few,
 // their 2 and 5 fold, for log). Rising; the first is at most low and the last at least high.
 std::vector<double> AxisTicks(double low, double high, int count, bool log);

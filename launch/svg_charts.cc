@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include <fmt/format.h>
 
@@ -93,6 +94,12 @@ void DrawCategory(SvgCanvas& canvas, const BarChart& chart, size_t category, con
   if (chart.stacked) canvas.Text(x.At(sum) + 4, y + row.thick - 4, AxisNumber(sum), "tick");
 }
 
+// The number after `name="` in the first tag of a rendered chart.
+int HeadNumber(const std::string& svg, const std::string& name) {
+  size_t at = svg.find(" " + name + "=\"");
+  return at == std::string::npos ? 0 : std::atoi(svg.c_str() + at + name.size() + 3);
+}
+
 }  // namespace
 
 std::string RenderSvg(const LineChart& chart) {
@@ -150,6 +157,18 @@ std::string RenderSvg(const BarChart& chart) {
     canvas.Text(x.At(chart.limit) - 4, bottom - 4, chart.limit_label, "tick", "end");
   }
   return canvas.Finish();
+}
+
+std::string StackSvgs(const std::vector<std::string>& charts) {
+  int width = 0, height = 0;
+  std::string inner;
+  for (const std::string& chart : charts) {
+    inner += fmt::format("<svg y=\"{}\"", height) + chart.substr(4);
+    width = std::max(width, HeadNumber(chart, "width"));
+    height += HeadNumber(chart, "height");
+  }
+  return fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\">\n", width,
+                     height) + inner + "</svg>\n";
 }
 
 }  // namespace latentmesh

@@ -89,6 +89,13 @@ TEST(BarChart, StacksAddUp) {
   EXPECT_EQ(bars[3].second, 0);                                   // missing value
 }
 
+TEST(Charts, StackOneBelowTheOther) {
+  std::string svg = StackSvgs({RenderSvg(LineChart{.width = 300, .height = 200}), RenderSvg(LineChart{.width = 500, .height = 100})});
+  EXPECT_TRUE(WellFormed(svg));
+  EXPECT_EQ(Count(svg, "viewBox=\"0 0 500 300\""), 1);
+  EXPECT_EQ(Count(svg, "<svg y=\"200\""), 1);
+}
+
 TEST(Charts, EmptyOnesAreStillPictures) {
   EXPECT_TRUE(WellFormed(RenderSvg(LineChart{})));
   EXPECT_TRUE(WellFormed(RenderSvg(BarChart{.log = true})));

@@ -13,18 +13,26 @@ namespace latentmesh {
 
 class ChatTemplate;
 
-// Thread-safe once opened. The tokenizer must outlive it.
+// A conversation as the chat template takes it; all JSON.
+struct ChatInput {
+  std::string messages;                // a list of messages with text content
+  bool add_generation_prompt = true;
+  std::string tools;                   // a list; empty: none
+  std::string extra;                   // an object of further template variables; empty: none
+};
+
+// Thread-safe, copyable. The tokenizer must outlive it.
 class TextCodec {
  public:
-  // `tokenizer` may be nullptr (a checkpoint of token ids only). The chat template is read here; a missing or
-  // unsupported one is an error only when a chat is encoded.
-  static Result<TextCodec> Open(const std::string& model_directory, const Tokenizer* tokenizer);
+  // `tokenizer` may be nullptr (a checkpoint of token ids only). A missing or unsupported chat
+  // template is an error only when a chat is encoded.
+  static TextCodec Open(const Tokenizer* tokenizer);
 
   bool has_tokenizer() const { return tokenizer_ != nullptr; }
   // With BOS where the tokenizer adds one. kInvalidModel when there is no tokenizer.
   Result<std::vector<int32_t>> EncodePrompt(const std::string& text) const;
-  // A rendered template holds BOS already; none is added. `messages` is a JSON array as in /v1/chat/completions.
-  Result<std::vector<int32_t>> EncodeMessages(const std::string& messages, bool add_generation_prompt) const;
+  // A rendered template holds BOS already; none is added.
+  Result<std::vector<int32_t>> EncodeChat(const ChatInput& chat) const;
   Result<std::vector<int32_t>> EncodeUserMessage(const std::string& text) const;
 
   std::string Decode(const std::vector<int32_t>& ids) const;     // special tokens left out; "" without a tokenizer
@@ -35,6 +43,7 @@ class TextCodec {
  private:
   const Tokenizer* tokenizer_ = nullptr;
   std::shared_ptr<const ChatTemplate> template_;
+  std::shared_ptr<const ChatTemplate> tool_template_;      // for chats with tools; may be the same
   Status template_status_;
 };
 

@@ -1,0 +1,45 @@
+// The flags of `latentmesh plan`, and the question they put.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/status.h"
+#include "launch/flags.h"
+#include "runtime/plan/layout_plan.h"
+
+namespace latentmesh {
+
+struct PlanFlags {
+  std::string model;
+  int gpus = 0;                      // one of gpus and ranks
+  int ranks = 0;
+  std::string measured;              // JSON of preflight
+  std::optional<uint64_t> gpu_memory, rank_memory, reserve;
+  std::optional<int> per_node;
+  std::string memory_bandwidth, flops, link_bandwidth, node_bandwidth;
+  std::optional<double> link_latency_us, node_latency_us;
+  std::string context;
+  std::string objective = "throughput";
+  int64_t batch = 0, input_len = 1024, output_len = 256;
+  EngineOptions engine;
+  int top = 8;
+  std::string json_file, svg_file;
+
+  void Register(FlagSet& flags);
+};
+
+struct PlanQuestion {
+  PlanRequest request;
+  std::string formats_from;              // where the dtypes come from
+  std::vector<std::string> assumed;      // flags of the machine that were not given
+};
+
+// Reads config.json (and shard headers, where the folder has them, and preflight's JSON). Messages name the flag.
+Result<PlanQuestion> ReadPlanQuestion(const PlanFlags& flags);
+
+// "128k" with k = 1024 for tokens; "680T", "1.2e12", "900GB/s" with k = 1000. kInvalidArgument names the flag.
+Result<double> ParseQuantity(const std::string& flag, const std::string& text, double k);
+
+}  // namespace latentmesh
