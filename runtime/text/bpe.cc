@@ -39,7 +39,8 @@ Result<std::unique_ptr<Bpe>> Bpe::Create(VocabularyMap vocabulary, const std::ve
     const int32_t a = bpe->Find(left), b = bpe->Find(right), whole = bpe->Find(left + right);
     if (a < 0 || b < 0 || whole < 0) {
       const std::string& missing = a < 0 ? left : b < 0 ? right : left + right;
-      return InvalidModel("merge " + std::to_string(rank) + " needs the token '" + missing + "', which the vocabulary lacks");
+      return InvalidModel("merge " + std::to_string(rank) + " needs the token '" + missing +
+                          "', which the vocabulary lacks");
     }
     bpe->rules_.insert_or_assign(PairKey(a, b), Rule{rank, whole});
   }
@@ -96,7 +97,8 @@ void Bpe::Unknown(std::string_view symbol, std::vector<int32_t>& ids) const {
                         std::all_of(symbol.begin(), symbol.end(), [&](char c) { return byte_id(c) >= 0; });
   if (fallback) {
     for (const char c : symbol) ids.push_back(byte_id(c));
-  } else if (options_.unknown_id >= 0 && !(options_.fuse_unknown && !ids.empty() && ids.back() == options_.unknown_id)) {
+  } else if (options_.unknown_id >= 0 &&
+             !(options_.fuse_unknown && !ids.empty() && ids.back() == options_.unknown_id)) {
     ids.push_back(options_.unknown_id);
   }
 }

@@ -59,7 +59,9 @@ class Bpe {
   };
 
   Bpe(VocabularyMap vocabulary, const BpeOptions& options);
-  static uint64_t PairKey(int32_t a, int32_t b) { return uint64_t{static_cast<uint32_t>(a)} << 32 | static_cast<uint32_t>(b); }
+  static uint64_t PairKey(int32_t a, int32_t b) {
+    return uint64_t{static_cast<uint32_t>(a)} << 32 | static_cast<uint32_t>(b);
+  }
   int32_t Find(std::string_view token) const;
   void EncodeUncached(std::string_view piece, std::vector<int32_t>& ids) const;
   void InitialSymbols(std::string_view piece, std::vector<int32_t>& ids) const;

@@ -38,7 +38,8 @@ Model RandomModel(std::mt19937& random) {
   };
   for (const char* letter : {"a", "b", "c", "d"}) add(letter);
   for (int i = 0; i < 40; ++i) {
-    const std::string left = model.tokens[random() % model.tokens.size()], right = model.tokens[random() % model.tokens.size()];
+    const std::string left = model.tokens[random() % model.tokens.size()],
+                      right = model.tokens[random() % model.tokens.size()];
     if (left.size() + right.size() > 8 || model.vocabulary.count(left + right)) continue;
     add(left + right);
     model.merges.emplace_back(left, right);

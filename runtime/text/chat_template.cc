@@ -18,7 +18,8 @@ std::string Message(const jinja::Error& error) {
   return message + ": " + error.what();
 }
 
-std::vector<std::pair<std::string, Value>> Variables(std::string_view messages_json, const ChatTemplateOptions& options) {
+std::vector<std::pair<std::string, Value>> Variables(std::string_view messages_json,
+                                                     const ChatTemplateOptions& options) {
   const auto optional_json = [](const std::string& text, const char* what) {
     return text.empty() ? Value() : jinja::FromJson(text, what);
   };

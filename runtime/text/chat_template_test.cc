@@ -14,7 +14,8 @@ using boost::json::value;
 
 constexpr char kTemplates[] = "tests/golden/text/templates/";
 
-Result<std::string> Render(const std::string& source, const std::string& messages = "[]", const ChatTemplateOptions& options = {}) {
+Result<std::string> Render(const std::string& source, const std::string& messages = "[]",
+                           const ChatTemplateOptions& options = {}) {
   LM_ASSIGN_OR_RETURN(const ChatTemplate parsed, ChatTemplate::Parse(source));
   return parsed.Render(messages, options);
 }
@@ -113,14 +114,20 @@ TEST(ChatTemplateTest, LongChainsAreFine) {
 
 // Each of these would hang, overflow the stack or fill the memory without a bound.
 TEST(ChatTemplateTest, BadTemplatesCannotHang) {
-  const std::string many = "{% for a in range(90000) %}{% for b in range(90000) %}{% for c in range(90000) %}x{% endfor %}{% endfor %}{% endfor %}";
+  const std::string many =
+      "{% for a in range(90000) %}{% for b in range(90000) %}{% for c in range(90000) %}x{% endfor %}{% endfor %}{% "
+      "endfor %}";
   EXPECT_NE(Error(many).find("too many steps"), std::string::npos);
   EXPECT_NE(Error("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").find("too deeply"), std::string::npos);
   EXPECT_NE(Error("{{ 'x' * 999999999 }}").find("too large"), std::string::npos);
   EXPECT_NE(Error("{{ range(999999999) }}").find("too long"), std::string::npos);
-  EXPECT_NE(Error("{% set ns = namespace(v=[]) %}{% for i in range(9000) %}{% set ns.v = [ns.v] %}{% endfor %}").find("nested"), std::string::npos);
-  EXPECT_FALSE(Render("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}").ok());
-  for (const char* open : {"{{ ", "{{ [", "{{ (", "{{ {'a':", "{% if x %}", "{{ not ", "{{ - ", "{{ x.y", "{{ x[", "{{ f("}) {
+  EXPECT_NE(Error("{% set ns = namespace(v=[]) %}{% for i in range(9000) %}{% set ns.v = [ns.v] %}{% endfor %}")
+                .find("nested"),
+            std::string::npos);
+  EXPECT_FALSE(
+      Render("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}").ok());
+  for (const char* open :
+       {"{{ ", "{{ [", "{{ (", "{{ {'a':", "{% if x %}", "{{ not ", "{{ - ", "{{ x.y", "{{ x[", "{{ f("}) {
     std::string source;
     for (int i = 0; i < 50000; ++i) source += open;
     EXPECT_FALSE(Render(source).ok()) << open;

@@ -150,7 +150,8 @@ void Interpreter::Assign(const std::vector<std::string>& names, const Value& val
   }
   const std::vector<Value> parts = Elements(value);
   if (parts.size() != names.size()) {
-    throw Error("cannot unpack " + std::to_string(parts.size()) + " values into " + std::to_string(names.size()) + " names");
+    throw Error("cannot unpack " + std::to_string(parts.size()) + " values into " + std::to_string(names.size()) +
+                " names");
   }
   for (size_t i = 0; i < names.size(); ++i) scope_->variables.insert_or_assign(names[i], parts[i]);
 }
@@ -309,7 +310,8 @@ Value Interpreter::EvaluateCall(const Node& node) {
   const Value callee = Evaluate(*node.children[0]);
   const Function* function = callee.if_function();
   if (!function) {
-    throw Error(callee.is_undefined() ? callee.undefined_name() : std::string("a ") + callee.TypeName() + " cannot be called");
+    throw Error(callee.is_undefined() ? callee.undefined_name()
+                                      : std::string("a ") + callee.TypeName() + " cannot be called");
   }
   return (*function)(EvaluateArguments(node));
 }

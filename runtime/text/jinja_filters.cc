@@ -42,7 +42,8 @@ Value AttributePath(V item, V path, Budget& budget) {
     const size_t dot = rest.find('.');
     const std::string part(rest.substr(0, dot));
     const bool number = !part.empty() && part.size() < 10 && part.find_first_not_of("0123456789") == std::string::npos;
-    current = number ? GetItem(current, Value(int64_t{std::atoll(part.c_str())}), budget) : GetItem(current, Value(part), budget);
+    current = number ? GetItem(current, Value(int64_t{std::atoll(part.c_str())}), budget)
+                     : GetItem(current, Value(part), budget);
     if (dot == std::string_view::npos) return current;
     rest = rest.substr(dot + 1);
   }
@@ -85,7 +86,8 @@ Value ToJsonFilter(V v, A arguments, Budget& budget) {
 Value Indent(V v, A arguments, Budget& budget) {
   const Value* width = arguments.Find(0, "width");
   const int64_t count = width && !width->if_string() ? RequireInt(*width, "indent") : 4;
-  const std::string margin = width && width->if_string() ? *width->if_string() : std::string(std::clamp<int64_t>(count, 0, 1000), ' ');
+  const std::string margin =
+      width && width->if_string() ? *width->if_string() : std::string(std::clamp<int64_t>(count, 0, 1000), ' ');
   const bool first = Flag(arguments, 1, "first"), blank = Flag(arguments, 2, "blank");
   const std::vector<std::string> lines = SplitLines(ToText(v) + "\n");
   budget.ChargeSize(lines.size() * (margin.size() + 1));
@@ -102,7 +104,8 @@ Value ReplaceFilter(V v, A arguments, Budget& budget) {
   const Value* to = arguments.Find(1, "new");
   const Value* count = arguments.Find(2, "count");
   if (!from || !to) throw Error("replace needs two arguments");
-  return Replace(ToText(v), ToText(*from), ToText(*to), count && !count->is_none() ? RequireInt(*count, "replace") : -1, budget);
+  return Replace(ToText(v), ToText(*from), ToText(*to), count && !count->is_none() ? RequireInt(*count, "replace") : -1,
+                 budget);
 }
 
 Value ToInt(V v, A arguments, Budget&) {
@@ -238,7 +241,8 @@ Value DictSort(V v, A arguments, Budget& budget) {
   const Value* by = arguments.Find(1, "by");
   const Value position(int64_t{by && ToText(*by) == "value"});
   std::vector<Value> items = Elements(ItemsOf(*dict)), keys;
-  for (const Value& item : items) keys.push_back(SortKey(item, &position, Flag(arguments, 0, "case_sensitive"), budget));
+  for (const Value& item : items)
+    keys.push_back(SortKey(item, &position, Flag(arguments, 0, "case_sensitive"), budget));
   return SortBy(std::move(items), keys, Flag(arguments, 2, "reverse"));
 }
 
@@ -254,7 +258,9 @@ Value Unique(V v, A arguments, Budget& budget) {
   return Value::MakeList(std::move(out));
 }
 
-Value Reverse(V v, A, Budget&) { return v.if_dict() ? throw Error("reverse needs a list") : Slice(v, Value(), Value(), Value(int64_t{-1})); }
+Value Reverse(V v, A, Budget&) {
+  return v.if_dict() ? throw Error("reverse needs a list") : Slice(v, Value(), Value(), Value(int64_t{-1}));
+}
 
 Value Extreme(V v, A arguments, Budget& budget, bool largest) {
   const std::vector<Value> items = Elements(v);
@@ -279,7 +285,8 @@ Value Sum(V v, A arguments, Budget& budget) {
     if (!x.is_number()) throw Error(std::string("sum needs numbers, not ") + x.TypeName());
     is_real = is_real || x.if_float();
     real += x.AsDouble();
-    if (!x.if_float() && __builtin_add_overflow(whole, RequireInt(x, "sum"), &whole)) throw Error("a number is too large");
+    if (!x.if_float() && __builtin_add_overflow(whole, RequireInt(x, "sum"), &whole))
+      throw Error("a number is too large");
   };
   if (start) add(*start);
   for (const Value& item : Elements(v)) {

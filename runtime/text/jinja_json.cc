@@ -85,7 +85,8 @@ std::string ToJson(const Value& v, const JsonStyle& style, int depth) {
   const Dict* dict = v.if_dict();
   if (!dict || dict->is_namespace) throw Error(std::string("tojson: a ") + v.TypeName() + " has no JSON form");
   std::vector<std::pair<std::string, Value>> entries = dict->entries;
-  if (style.sort_keys) std::stable_sort(entries.begin(), entries.end(), [](auto& a, auto& b) { return a.first < b.first; });
+  if (style.sort_keys)
+    std::stable_sort(entries.begin(), entries.end(), [](auto& a, auto& b) { return a.first < b.first; });
   for (const auto& [key, value] : entries) {
     items.push_back(JsonString(key, style.ascii) + style.key_separator + ToJson(value, style, depth + 1));
   }

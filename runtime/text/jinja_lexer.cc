@@ -249,7 +249,8 @@ class Lexer {
     if (letter == 'x' || letter == 'u' || letter == 'U') {
       const size_t digits = letter == 'x' ? 2 : letter == 'u' ? 4 : 8;
       const std::string hex(rest_.substr(i + 1, digits));
-      const bool good = hex.size() == digits && std::all_of(hex.begin(), hex.end(), [](unsigned char c) { return std::isxdigit(c); });
+      const bool good =
+          hex.size() == digits && std::all_of(hex.begin(), hex.end(), [](unsigned char c) { return std::isxdigit(c); });
       const uint32_t c = good ? static_cast<uint32_t>(std::stoul(hex, nullptr, 16)) : kMaxCodePoint + 1;
       if (c > kMaxCodePoint) throw Error("a bad escape in a string", line_);
       AppendUtf8(value, c);
@@ -266,7 +267,9 @@ class Lexer {
       if (rest_.starts_with(op)) return Take(Kind::kOperator, 2);
     }
     if (std::string_view("+-*/%~<>=.:|,()[]{};").find(rest_[0]) == std::string_view::npos) {
-      throw Error(std::string("unexpected character '") + std::string(rest_.substr(0, DecodeUtf8(rest_, 0).length)) + "'", line_);
+      throw Error(
+          std::string("unexpected character '") + std::string(rest_.substr(0, DecodeUtf8(rest_, 0).length)) + "'",
+          line_);
     }
     Take(Kind::kOperator, 1);
   }

@@ -60,7 +60,8 @@ Value SplitFrom(const std::string& self, const Arguments& arguments, bool right)
 
 bool HasAffix(const std::string& self, const Value& affix, bool start) {
   if (const List* list = affix.if_list()) {
-    return std::any_of(list->items.begin(), list->items.end(), [&](const Value& v) { return HasAffix(self, v, start); });
+    return std::any_of(list->items.begin(), list->items.end(),
+                       [&](const Value& v) { return HasAffix(self, v, start); });
   }
   const std::string& text = RequireString(affix, start ? "startswith" : "endswith");
   return start ? self.starts_with(text) : self.ends_with(text);
@@ -142,10 +143,15 @@ Value LinesOf(const std::string& self) {
 Value ReplaceIn(const std::string& self, const Arguments& arguments, Budget& budget) {
   const Value* count = arguments.Find(2, "count");
   return Replace(self, RequireString(Required(arguments, 0, "old"), "replace"),
-                 RequireString(Required(arguments, 1, "new"), "replace"), count ? RequireInt(*count, "replace") : -1, budget);
+                 RequireString(Required(arguments, 1, "new"), "replace"), count ? RequireInt(*count, "replace") : -1,
+                 budget);
 }
 
-#define LM_STRING_METHOD(body) [](const std::string& s, const Arguments& a, Budget& b) -> Value { (void)a, (void)b; return body; }
+#define LM_STRING_METHOD(body)                                       \
+  [](const std::string& s, const Arguments& a, Budget& b) -> Value { \
+    (void)a, (void)b;                                                \
+    return body;                                                     \
+  }
 const std::map<std::string, StringMethod>& StringMethods() {
   static const std::map<std::string, StringMethod> methods = {
       {"split", LM_STRING_METHOD(SplitFrom(s, a, false))},
@@ -207,7 +213,8 @@ const std::map<std::string, DictMethod>& DictMethods() {
 }
 
 bool IsMutator(const std::string& name) {
-  for (const char* mutator : {"append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse", "update", "setdefault", "popitem"})
+  for (const char* mutator :
+       {"append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse", "update", "setdefault", "popitem"})
     if (name == mutator) return true;
   return false;
 }

@@ -108,7 +108,8 @@ Value Operate(const std::string& op, const Value& a, const Value& b, Budget& bud
 
 Value Negate(const Value& v) {
   if (const double* d = v.if_float()) return -*d;
-  if (!v.is_number()) throw Error(v.is_undefined() ? v.undefined_name() : std::string("cannot negate a ") + v.TypeName());
+  if (!v.is_number())
+    throw Error(v.is_undefined() ? v.undefined_name() : std::string("cannot negate a ") + v.TypeName());
   return IntegerResult("-", 0, Whole(v));
 }
 

@@ -38,8 +38,14 @@ const std::map<std::string_view, Test>& Tests() {
       {"none", [](V v, A) { return v.is_none(); }},
       {"string", [](V v, A) { return v.if_string() != nullptr; }},
       {"mapping", [](V v, A) { return v.if_dict() && !v.if_dict()->is_namespace; }},
-      {"iterable", [](V v, A) { return v.if_list() || v.if_string() || v.is_undefined() || (v.if_dict() && !v.if_dict()->is_namespace); }},
-      {"sequence", [](V v, A) { return v.if_list() || v.if_string() || v.is_undefined() || (v.if_dict() && !v.if_dict()->is_namespace); }},
+      {"iterable",
+       [](V v, A) {
+         return v.if_list() || v.if_string() || v.is_undefined() || (v.if_dict() && !v.if_dict()->is_namespace);
+       }},
+      {"sequence",
+       [](V v, A) {
+         return v.if_list() || v.if_string() || v.is_undefined() || (v.if_dict() && !v.if_dict()->is_namespace);
+       }},
       {"number", [](V v, A) { return v.is_number(); }},
       {"integer", [](V v, A) { return v.if_int() != nullptr; }},
       {"float", [](V v, A) { return v.if_float() != nullptr; }},
@@ -54,9 +60,21 @@ const std::map<std::string_view, Test>& Tests() {
       {"divisibleby", [](V v, A a) { return Remainder(v, RequireInt(Other(a), "divisibleby")) == 0; }},
       {"lower", [](V v, A) { return ToLower(ToText(v)) == ToText(v) && ToUpper(ToText(v)) != ToText(v); }},
       {"upper", [](V v, A) { return ToUpper(ToText(v)) == ToText(v) && ToLower(ToText(v)) != ToText(v); }},
-      {"==", equal}, {"!=", not_equal}, {"<", less}, {">", greater}, {"<=", at_most}, {">=", at_least},
-      {"equalto", equal}, {"eq", equal}, {"ne", not_equal}, {"lt", less}, {"lessthan", less},
-      {"gt", greater}, {"greaterthan", greater}, {"le", at_most}, {"ge", at_least},
+      {"==", equal},
+      {"!=", not_equal},
+      {"<", less},
+      {">", greater},
+      {"<=", at_most},
+      {">=", at_least},
+      {"equalto", equal},
+      {"eq", equal},
+      {"ne", not_equal},
+      {"lt", less},
+      {"lessthan", less},
+      {"gt", greater},
+      {"greaterthan", greater},
+      {"le", at_most},
+      {"ge", at_least},
   };
   return tests;
 }

@@ -28,7 +28,8 @@ void Decompose(uint32_t c, std::vector<uint32_t>& out) {
     return;
   }
   const unicode::Decomposition* end = unicode::kDecompositions + unicode::kDecompositionsSize;
-  const auto* found = std::lower_bound(unicode::kDecompositions, end, c, [](const auto& d, uint32_t v) { return d.whole < v; });
+  const auto* found =
+      std::lower_bound(unicode::kDecompositions, end, c, [](const auto& d, uint32_t v) { return d.whole < v; });
   if (found == end || found->whole != c) return out.push_back(c);
   Decompose(found->first, out);
   if (found->second) Decompose(found->second, out);

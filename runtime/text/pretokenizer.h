@@ -32,7 +32,7 @@ class PreTokenizer {
 std::unique_ptr<PreTokenizer> MakeSplit(Regex regex, SplitBehavior behavior, bool invert);
 // Puts a space before each piece that does not start with one.
 std::unique_ptr<PreTokenizer> MakePrefixSpace();
-// SentencePiece's form: spaces become `replacement`, one is put before the first piece or each piece, pieces start there.
+// SentencePiece's form: spaces become `replacement`, one is put before the first or each piece, pieces start there.
 struct MetaspaceOptions {
   std::string replacement = "\u2581";
   enum class Prepend { kNever, kFirst, kAlways } prepend = Prepend::kAlways;

@@ -98,7 +98,8 @@ Result<ParsedPreTokenizer> Parse(const value& json) {
     LM_ASSIGN_OR_RETURN(const SplitBehavior behavior, Behavior(json));
     return FromPattern(R"([!-/:-@\[-`{-~\p{P}])", behavior, false);
   }
-  if (type == "Whitespace") return FromPattern(R"([\w\u200C\u200D]+|[^\w\s\u200C\u200D]+)", SplitBehavior::kRemoved, true);
+  if (type == "Whitespace")
+    return FromPattern(R"([\w\u200C\u200D]+|[^\w\s\u200C\u200D]+)", SplitBehavior::kRemoved, true);
   if (type == "WhitespaceSplit") return FromPattern(R"(\s)", SplitBehavior::kRemoved, false);
   return InvalidModel(std::string(kWhere) + ": unsupported type '" + type +
                       "'; supported are Sequence, Split, ByteLevel, Digits, Metaspace, Punctuation, Whitespace and "

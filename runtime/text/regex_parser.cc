@@ -282,7 +282,8 @@ uint32_t Parser::EscapedCodePoint(uint32_t letter) {
     }
     default: break;
   }
-  const bool word = (letter >= '0' && letter <= '9') || (letter >= 'A' && letter <= 'Z') || (letter >= 'a' && letter <= 'z');
+  const bool word =
+      (letter >= '0' && letter <= '9') || (letter >= 'A' && letter <= 'Z') || (letter >= 'a' && letter <= 'z');
   if (word) Fail(std::string("unsupported escape '\\") + static_cast<char>(letter) + "'");
   return letter;
 }
@@ -331,7 +332,8 @@ void Parser::ClassItem(CodePointSet& set) {
   std::optional<CodePointSet> whole;
   const uint32_t low = take(whole);
   if (whole) return set.Add(*whole);
-  if (!Looking("-") || pattern_.substr(position_ + 1).starts_with("]") || pattern_.substr(position_ + 1).starts_with("[")) {
+  if (!Looking("-") || pattern_.substr(position_ + 1).starts_with("]") ||
+      pattern_.substr(position_ + 1).starts_with("[")) {
     return set.Add(low, low);
   }
   Accept("-");

@@ -8,9 +8,10 @@ namespace {
 using boost::json::value;
 
 Status Unsupported(const std::string& what) {
-  return InvalidModel("tokenizer.json: unsupported decoder " + what +
-                      "; supported are ByteLevel, ByteFallback, Fuse, Replace, Strip of one leading space, Metaspace and "
-                      "Sequences of them");
+  return InvalidModel(
+      "tokenizer.json: unsupported decoder " + what +
+      "; supported are ByteLevel, ByteFallback, Fuse, Replace, Strip of one leading space, Metaspace and "
+      "Sequences of them");
 }
 
 Status AddStep(const value& json, TokenDecoder& decoder) {
@@ -70,10 +71,12 @@ Result<TokenDecoder> TokenDecoder::Parse(std::string_view text) {
 
 std::string TokenDecoder::Bytes(std::string_view spelling) const {
   if (byte_level) return UnspellToken(spelling);
-  if (const int byte = FallbackByte(spelling); byte_fallback && byte >= 0) return std::string(1, static_cast<char>(byte));
+  if (const int byte = FallbackByte(spelling); byte_fallback && byte >= 0)
+    return std::string(1, static_cast<char>(byte));
   std::string out(spelling);
   for (const auto& [from, to] : replacements) {
-    for (size_t at = 0; (at = out.find(from, at)) != std::string::npos; at += to.size()) out.replace(at, from.size(), to);
+    for (size_t at = 0; (at = out.find(from, at)) != std::string::npos; at += to.size())
+      out.replace(at, from.size(), to);
   }
   return out;
 }

@@ -1,7 +1,7 @@
 // Tokenizer: text <-> token ids, from a checkpoint folder's tokenizer.json and tokenizer_config.json.
 //
-// Supports byte-level and byte-fallback BPE as published for DeepSeek, Kimi, Llama, Qwen and GPT models. What it does not
-// support it refuses with the name of the construct. Ids equal Hugging Face tokenizers'.
+// Supports byte-level and byte-fallback BPE as published for DeepSeek, Kimi, Llama, Qwen and GPT models. What it does
+// not support it refuses with the name of the construct. Ids equal Hugging Face tokenizers'.
 #pragma once
 
 #include <cstdint>

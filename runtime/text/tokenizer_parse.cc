@@ -122,7 +122,8 @@ Result<std::vector<Bpe::Merge>> TokenizerParser::ParseMerges(const value& model)
         return Bad("model.merges: '" + std::string(*text) + "' is not a pair");
       }
       merges.emplace_back(text->subview(0, space), text->subview(space + 1));
-    } else if (const auto* pair = item.if_array(); pair && pair->size() == 2 && (*pair)[0].is_string() && (*pair)[1].is_string()) {
+    } else if (const auto* pair = item.if_array();
+               pair && pair->size() == 2 && (*pair)[0].is_string() && (*pair)[1].is_string()) {
       merges.emplace_back((*pair)[0].get_string(), (*pair)[1].get_string());
     } else {
       return Bad("model.merges: entry " + std::to_string(merges.size()) + " is not a pair");
@@ -143,7 +144,8 @@ Status TokenizerParser::CollectAddedTokens() {
   if (const value* table = FindField(config_, "added_tokens_decoder"); table && table->is_object()) {
     for (const auto& [key, item] : table->get_object()) {
       const std::string digits(key);
-      const bool number = !digits.empty() && digits.size() < 10 && std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+      const bool number = !digits.empty() && digits.size() < 10 &&
+                          std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
       if (!number) return InvalidModel("tokenizer_config.json: added_tokens_decoder: '" + digits + "' is no id");
       LM_RETURN_IF_ERROR(AddToken(item, std::stoll(digits)));
     }
@@ -239,7 +241,8 @@ Status TokenizerParser::ParseTemplate(const value& json) {
     const value* ids = entry ? FindField(*entry, "ids") : nullptr;
     if (!ids || !ids->is_array()) return Bad("post_processor: no ids for special token '" + name + "'");
     for (const value& id : ids->get_array()) {
-      const bool good = id.is_int64() && id.get_int64() >= 0 && id.get_int64() < static_cast<int64_t>(parts_->tokens.size());
+      const bool good =
+          id.is_int64() && id.get_int64() >= 0 && id.get_int64() < static_cast<int64_t>(parts_->tokens.size());
       if (!good) return Bad("post_processor: bad id of special token '" + name + "'");
       (after_text ? parts_->suffix : parts_->prefix).push_back(static_cast<int32_t>(id.get_int64()));
     }

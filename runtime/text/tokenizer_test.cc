@@ -39,8 +39,10 @@ std::string Refusal(const std::string& tokenizer_json, const std::string& config
 // A byte-level model over a few ASCII letters; `more` is inserted at the top level.
 std::string SmallModel(const std::string& more, const std::string& model_more = "") {
   return R"({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
-             "decoder": {"type": "ByteLevel"}, )" + more + R"(
-             "model": {"type": "BPE", )" + model_more + R"( "vocab": {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "<s>": 4, "</s>": 5},
+             "decoder": {"type": "ByteLevel"}, )" +
+         more + R"(
+             "model": {"type": "BPE", )" +
+         model_more + R"( "vocab": {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "<s>": 4, "</s>": 5},
                        "merges": ["a b"]}})";
 }
 
@@ -166,7 +168,8 @@ TEST(TokenizerTest, ConfigForms) {
   EXPECT_EQ(both->Encode("ab", false), (Ids{3}));
   EXPECT_EQ(Make(SmallModel(kSpecials), bos_object + R"("add_bos_token": false})")->Encode("ab"), (Ids{3}));
   EXPECT_EQ(Make(SmallModel(kSpecials), R"({"bos_token": null})")->bos_id(), -1);
-  const auto only_config = Make(SmallModel(""), R"({"added_tokens_decoder": {"4": {"content": "<s>", "special": true}}})");
+  const auto only_config =
+      Make(SmallModel(""), R"({"added_tokens_decoder": {"4": {"content": "<s>", "special": true}}})");
   EXPECT_EQ(only_config->Encode("<s>a", false), (Ids{4, 0}));
   EXPECT_TRUE(only_config->IsSpecial(4));
 }
@@ -226,7 +229,8 @@ TEST(TokenizerTest, RefusesByName) {
   EXPECT_TRUE(has(Refusal(SmallModel("", R"("dropout": 0.1,)")), "dropout"));
   EXPECT_TRUE(has(Refusal(SmallModel("", R"("unk_token": "<nope>",)")), "<nope>"));
   EXPECT_TRUE(has(Refusal(SmallModel(""), R"({"bos_token": "<nope>"})"), "<nope>"));
-  EXPECT_TRUE(has(Refusal(R"({"pre_tokenizer": {"type": "UnicodeScripts"}, "model": {"vocab": {}, "merges": []}})"), "UnicodeScripts"));
+  EXPECT_TRUE(has(Refusal(R"({"pre_tokenizer": {"type": "UnicodeScripts"}, "model": {"vocab": {}, "merges": []}})"),
+                  "UnicodeScripts"));
   const auto missing = Tokenizer::Load(testing::TempDir() + "/no_such_model");
   ASSERT_FALSE(missing.ok());
   EXPECT_EQ(missing.status().code(), StatusCode::kIo);

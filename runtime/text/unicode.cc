@@ -56,7 +56,8 @@ CodePointSet MakeWordSet() {
   CodePointSet set = CategorySet("l");
   for (const char* name : {"m", "nd", "nl", "pc"}) set.Add(CategorySet(name));
   // Other_Alphabetic symbols: circled and squared letters.
-  for (const Range r : {Range{0x24B6, 0x24E9}, Range{0x1F130, 0x1F149}, Range{0x1F150, 0x1F169}, Range{0x1F170, 0x1F189}}) {
+  for (const Range r :
+       {Range{0x24B6, 0x24E9}, Range{0x1F130, 0x1F149}, Range{0x1F150, 0x1F169}, Range{0x1F170, 0x1F189}}) {
     set.Add(r.first, r.last);
   }
   return set;
@@ -132,7 +133,8 @@ CodePointSet CodePointSet::CaseClosed() const {
 }
 
 bool CodePointSet::Contains(uint32_t c) const {
-  auto after = std::upper_bound(ranges_.begin(), ranges_.end(), c, [](uint32_t v, const Range& r) { return v < r.first; });
+  auto after =
+      std::upper_bound(ranges_.begin(), ranges_.end(), c, [](uint32_t v, const Range& r) { return v < r.first; });
   return after != ranges_.begin() && c <= std::prev(after)->last;
 }
 
@@ -159,8 +161,16 @@ std::optional<CodePointSet> PropertySet(std::string_view raw) {
 }
 
 const CodePointSet& WhitespaceSet() {
-  static const CodePointSet set({{0x9, 0xD}, {0x20, 0x20}, {0x85, 0x85}, {0xA0, 0xA0}, {0x1680, 0x1680},
-                                 {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000}});
+  static const CodePointSet set({{0x9, 0xD},
+                                 {0x20, 0x20},
+                                 {0x85, 0x85},
+                                 {0xA0, 0xA0},
+                                 {0x1680, 0x1680},
+                                 {0x2000, 0x200A},
+                                 {0x2028, 0x2029},
+                                 {0x202F, 0x202F},
+                                 {0x205F, 0x205F},
+                                 {0x3000, 0x3000}});
   return set;
 }
 

@@ -1,5 +1,5 @@
-// The bytes up to the first NUL are a chat template, the rest is the JSON of the messages (a fixed conversation if empty).
-// Nothing may crash or hang.
+// The bytes up to the first NUL are a chat template, the rest is the JSON of the messages (if empty, a fixed
+// conversation). Nothing may crash or hang.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -10,7 +10,7 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using latentmesh::ChatTemplate;
   static constexpr std::string_view kMessages =
-      R"([{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": null}])";
+      R"([{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}, {"role": "user", "content": null}])";
   const std::string_view input(reinterpret_cast<const char*>(data), size);
   const std::string_view source = input.substr(0, input.find('\0'));
   const std::string_view messages = input.substr(source.size() < size ? source.size() + 1 : size);
