@@ -6,9 +6,20 @@
 namespace latentmesh {
 namespace {
 
+Status RequireNumbers(const LoadedSlice& slice) {
+  switch (slice.dtype) {
+    case DType::kF32:
+    case DType::kBF16:
+    case DType::kF16:
+    case DType::kF8E4M3: return Status::Ok();
+    default: return InvalidModel(std::string("has dtype ") + DTypeName(slice.dtype) + ", which no weight may have");
+  }
+}
+
 // Writes host data to where a weight lives, converting on the way. The stream is made once a consumer call: loading is
 // bound by reading, not by this.
 Status Store(Device& device, const LoadedSlice& slice, void* target, DType as) {
+  LM_RETURN_IF_ERROR(RequireNumbers(slice));
   auto stream = device.CreateStream();
   size_t n = static_cast<size_t>(slice.rows * slice.cols);
   if (slice.dtype == as) {
@@ -150,12 +161,14 @@ void WeightFiller::RequestDequantized(const std::string& name, MatrixShape shape
   parts->as = as;
   Request(name + ".weight", {{shape.rows, shape.cols}, rows, cols}, nullptr, as);
   requests_->back().consume = [parts](const LoadedSlice& slice) {
+    if (slice.dtype != DType::kF8E4M3) return InvalidModel("is not f8e4m3 as its scales say");
     const auto* bytes = static_cast<const uint8_t*>(slice.data);
     parts->data.assign(bytes, bytes + slice.rows * slice.cols);
     return parts->FinishIfComplete();
   };
   Request(name + ".weight_scale_inv", ScaleSlice(shape, rows, cols), nullptr, as);
   requests_->back().consume = [parts](const LoadedSlice& slice) {
+    LM_RETURN_IF_ERROR(RequireNumbers(slice));
     parts->scales.resize(static_cast<size_t>(slice.rows * slice.cols));
     ConvertToFloat(slice.data, slice.dtype, parts->scales.data(), parts->scales.size());
     return parts->FinishIfComplete();

@@ -123,6 +123,13 @@ TEST_F(DamagedModel, WrongDtype) {
   ExpectRefusedEverywhere(Generate(), 3, {"model.embed_tokens.weight"});
 }
 
+TEST_F(DamagedModel, IntegerScales) {
+  Copy("v3-tiny-fp8");
+  std::string name = "model.layers.1.self_attn.kv_b_proj.weight_scale_inv";
+  ChangeTensor("model.safetensors", name, [](HostTensor& tensor) { tensor.dtype = DType::kI32; });
+  ExpectRefused(2, Generate() + " --tp 2", 3, {name});
+}
+
 TEST_F(DamagedModel, NanScale) {
   Copy("v3-tiny-fp8");
   std::string name = "model.layers.1.self_attn.o_proj.weight_scale_inv";
@@ -154,7 +161,7 @@ TEST(BadArguments, LayoutsThatDoNotDivide) {
   std::string base = "generate --model tests/golden/v3-tiny --prompt-ids 1 ";
   ExpectRefused(2, base + "--tp 3", 2, {"3"});
   ExpectRefused(2, base + "--tp 2 --dp 2", 2, {"2"});
-  ExpectRefused(3, base + "--tp 3 --cp 2", 2, {"cp"});
+  ExpectRefused(4, base + "--tp 4 --cp 3", 2, {"cp"});
   ExpectRefused(8, base + "--pp 8", 2, {"pp"});
 }
 

@@ -57,7 +57,7 @@ TEST(Generate, PromptsFileIdsAndChat) {
 }
 
 TEST(Generate, StopStringEndsTheTextBeforeIt) {
-  std::string base = std::string(kDemo) + "--prompt 'And God said' --temperature 0 --max-tokens 40 --format json";
+  std::string base = std::string(kDemo) + "--prompt '1 And it came to pass' --temperature 0 --max-tokens 40 --format json";
   auto whole = JsonLines(RunProgram(1, base).out).at(0);
   std::string text(whole.at("text").as_string());
   ASSERT_GT(text.size(), 20u);
