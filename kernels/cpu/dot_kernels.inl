@@ -3,23 +3,35 @@
 
 static inline int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// acc[r][m] += w[r] * scale[r] . x[m] over [begin, end); without kScaled the scales are left out.
 template <bool kScaled, typename W, int R, int M>
-static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M], int64_t begin, int64_t end,
-                              const Vec (&scale)[R], Vec (&acc)[R][M]) {
-  int64_t k = begin;
-  for (; k + kLanes <= end; k += kLanes) {
-    Vec xv[M];
+static inline void DotStep(const W* const (&w)[R], const float* const (&x)[M], int64_t k, const Vec (&scale)[R],
+                           Vec (&acc)[R][M]) {
+  Vec xv[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) xv[m] = Load(x[m] + k);
+  for (int m = 0; m < M; ++m) xv[m] = Load(x[m] + k);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      Vec wv = Load(w[r] + k);
-      if (kScaled) wv = Mul(wv, scale[r]);
+  for (int r = 0; r < R; ++r) {
+    Vec wv = Load(w[r] + k);
+    if (kScaled) wv = Mul(wv, scale[r]);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) acc[r][m] = MulAdd(wv, xv[m], acc[r][m]);
-    }
+    for (int m = 0; m < M; ++m) acc[r][m] = MulAdd(wv, xv[m], acc[r][m]);
   }
+}
+
+// acc[r][m] += w[r] * scale[r] . x[m] over [begin, end); without kScaled the scales are left out. `ahead` elements further
+// lies what the next rows will read: the hardware's streams would start anew with every group of rows.
+template <bool kScaled, typename W, int R, int M>
+static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M], int64_t begin, int64_t end, int64_t ahead,
+                              const Vec (&scale)[R], Vec (&acc)[R][M]) {
+  constexpr int kSteps = 64 / static_cast<int>(sizeof(W)) / kLanes;   // one cache line of each row
+  int64_t k = begin;
+  for (; k + kSteps * kLanes <= end; k += kSteps * kLanes) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) __builtin_prefetch(w[r] + k + ahead);
+#pragma GCC unroll 8
+    for (int s = 0; s < kSteps; ++s) DotStep<kScaled, W, R, M>(w, x, k + s * kLanes, scale, acc);
+  }
+  for (; k + kLanes <= end; k += kLanes) DotStep<kScaled, W, R, M>(w, x, k, scale, acc);
   if (k == end) return;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -50,11 +62,11 @@ static inline void ScaledDot(const WeightRows& weights, int64_t row, const W* co
       Vec part[R][M];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) part[r][0] = Zero();
-      DotSegment<false, W, R, M>(w, x, begin, end, scale, part);
+      DotSegment<false, W, R, M>(w, x, begin, end, R * weights.stride, scale, part);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r][0] = MulAdd(part[r][0], scale[r], acc[r][0]);
     } else {
-      DotSegment<true, W, R, M>(w, x, begin, end, scale, acc);
+      DotSegment<true, W, R, M>(w, x, begin, end, R * weights.stride, scale, acc);
     }
     begin = end;
   }
@@ -77,7 +89,7 @@ static void DotTile(const DotArgs& a, int64_t row, int64_t token) {
     ScaledDot<W, R, M>(a.w, row, w, x, a.k, acc);
   } else {
     const Vec unused[R] = {};
-    DotSegment<false, W, R, M>(w, x, 0, a.k, unused, acc);
+    DotSegment<false, W, R, M>(w, x, 0, a.k, R * a.w.stride, unused, acc);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
