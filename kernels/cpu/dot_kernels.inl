@@ -3,18 +3,30 @@
 
 static inline int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <bool kScaled, typename W, int R, int M>
+template <typename W>
+static inline void LoadPair(const W* p, Vec& low, Vec& high) {
+  low = Load(p);
+  high = Load(p + kLanes);
+}
+
+// V vectors (1 or 2) of every row and token.
+template <bool kScaled, int V, typename W, int R, int M>
 static inline void DotStep(const W* const (&w)[R], const float* const (&x)[M], int64_t k, const Vec (&scale)[R],
                            Vec (&acc)[R][M]) {
-  Vec xv[M];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) xv[m] = Load(x[m] + k);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    Vec wv = Load(w[r] + k);
-    if (kScaled) wv = Mul(wv, scale[r]);
+    Vec wv[2];
+    if constexpr (V == 2) {
+      LoadPair(w[r] + k, wv[0], wv[1]);
+    } else {
+      wv[0] = Load(w[r] + k);
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      if (kScaled) wv[v] = Mul(wv[v], scale[r]);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) acc[r][m] = MulAdd(wv, xv[m], acc[r][m]);
+      for (int m = 0; m < M; ++m) acc[r][m] = MulAdd(wv[v], Load(x[m] + k + v * kLanes), acc[r][m]);
+    }
   }
 }
 
@@ -28,10 +40,11 @@ static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M]
   for (; k + kSteps * kLanes <= end; k += kSteps * kLanes) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) __builtin_prefetch(w[r] + k + ahead);
+    constexpr int kVectors = sizeof(W) == 1 ? 2 : 1;
 #pragma GCC unroll 8
-    for (int s = 0; s < kSteps; ++s) DotStep<kScaled, W, R, M>(w, x, k + s * kLanes, scale, acc);
+    for (int s = 0; s < kSteps; s += kVectors) DotStep<kScaled, kVectors, W, R, M>(w, x, k + s * kLanes, scale, acc);
   }
-  for (; k + kLanes <= end; k += kLanes) DotStep<kScaled, W, R, M>(w, x, k, scale, acc);
+  for (; k + kLanes <= end; k += kLanes) DotStep<kScaled, 1, W, R, M>(w, x, k, scale, acc);
   if (k == end) return;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
