@@ -33,6 +33,9 @@ struct EngineStats {
   int64_t preemptions = 0;
   int64_t prefix_queries = 0;          // tokens
   int64_t prefix_hits = 0;             // tokens
+  int64_t draft_tokens = 0;            // proposed by speculative decoding and verified
+  int64_t accepted_tokens = 0;         // of those
+  int64_t verified_steps = 0;          // sequence steps that carried drafts; each gave 1 + its accepted tokens
   std::vector<int64_t> expert_load;    // [layers with experts * experts] tokens routed so far (rank 0's view)
 };
 
@@ -41,11 +44,13 @@ struct ScoreOptions {
   AttentionMode attention = AttentionMode::kAuto;
   bool hidden_states = false;
   int32_t logits_from = 0;             // first position whose logits are wanted
+  bool drafts = false;                 // the draft layer's logits, too; needs speculative_tokens > 0 with mtp
 };
 struct ScoreResult {
   int64_t rows = 0;                    // positions with logits
   int64_t vocab = 0;
   std::vector<float> logits;           // [rows, vocab]
+  std::vector<float> draft_logits;     // [tokens - 1, vocab]: row t drafts token t + 2
   int64_t layers = 0;                  // num_hidden_layers + 1 when hidden states were asked for, else 0
   int64_t tokens = 0;
   int64_t hidden = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
@@ -25,6 +26,16 @@ SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
   return options;
 }
 
+constexpr int64_t kKeepDraftCacheSteps = 64;   // steps without drafts after which the draft layer's cache is given up
+
+StepCommand ModelCommand(AttentionMode attention, const StepPlan& plan, bool capture_hidden = false) {
+  StepCommand command;
+  command.attention = attention;
+  command.capture_hidden = capture_hidden;
+  command.plan = plan;
+  return command;
+}
+
 const float* Row(const StepResult::Shard& shard, int64_t row, int64_t vocab) {
   LM_CHECK(row < shard.rows);
   return shard.logits.data() + row * vocab;
@@ -45,7 +56,9 @@ Result<std::unique_ptr<EngineImpl>> EngineImpl::Create(Worker& worker, ControlCh
 EngineImpl::EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<Tokenizer> tokenizer,
                        std::unique_ptr<Scheduler> scheduler)
     : worker_(worker), control_(control), tokenizer_(std::move(tokenizer)), scheduler_(std::move(scheduler)),
-      next_seed_(worker.setup().options.seed) {
+      drafter_([this](StepCommand command) { return RunPlan(std::move(command)); }, scheduler_->options().block_size,
+               scheduler_->options().max_model_len),
+      controller_(worker.setup().options.speculative_tokens), next_seed_(worker.setup().options.seed) {
   for (int64_t id : config().eos_token_ids) eos_ids_.push_back(static_cast<int32_t>(id));
 }
 
@@ -106,6 +119,9 @@ EngineStats EngineImpl::Stats() const {
   stats.preemptions = s.preemptions;
   stats.prefix_queries = s.prefix_queries;
   stats.prefix_hits = s.prefix_hits;
+  stats.draft_tokens = speculation_.drafts;
+  stats.accepted_tokens = speculation_.accepted;
+  stats.verified_steps = speculation_.verifications;
   stats.expert_load = expert_load_;
   return stats;
 }
@@ -128,13 +144,16 @@ bool EngineImpl::Step() {
       throw Error(StatusCode::kInternal, "the scheduler has requests but no step for them");
   }
   bool worked = !step.empty() || !deliveries.empty();
+  std::vector<DraftSeed> seeds;
+  auto started = Clock::now();
   if (!step.empty()) {
-    StepCommand command{worker_.setup().options.attention, false, step.plan};
-    StepResult result = RunPlan(std::move(command));
-    Collect(step, result, deliveries);
+    StepResult result = RunPlan(ModelCommand(worker_.setup().options.attention, step.plan));
+    Collect(step, result, deliveries, seeds);
   }
+  double seconds = std::chrono::duration<double>(Clock::now() - started).count();
   for (const Delivery& d : deliveries)
     if (d.on_output) d.on_output(d.output);
+  if (!seeds.empty()) Speculate(step, std::move(seeds), seconds);
   return worked;
 }
 
@@ -164,7 +183,8 @@ void EngineImpl::Finish(int64_t id, std::vector<Delivery>& deliveries) {
   deliveries.push_back({std::move(live.request.on_output), std::move(live.output)});
 }
 
-void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries) {
+void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries,
+                         std::vector<DraftSeed>& seeds) {
   std::lock_guard lock(mutex_);
   SnapshotLoads();
   std::vector<ChoiceResult> results;
@@ -174,13 +194,27 @@ void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vec
     if (found == live_.end() || found->second->cancelled) continue;
     Live& live = *found->second;
     const StepResult::Shard& shard = result.shards[static_cast<size_t>(entry.shard)];
+    const SequenceStep& sequence =
+        step.plan.shards[static_cast<size_t>(entry.shard)].sequences[static_cast<size_t>(entry.index)];
     if (live.output.times.first_scheduled == 0) live.output.times.first_scheduled = Since(live);
     live.output.cached_tokens = std::min(live.output.cached_tokens + entry.cached, live.output.prompt_tokens);
     if (entry.prompt_rows > 0) ScorePrompt(entry, shard, live);
-    if (entry.samples) SampleChoices(entry, shard, live, results);
-    if (entry.samples && (touched.empty() || touched.back() != entry.request)) touched.push_back(entry.request);
+    size_t before = results.size();
+    if (entry.samples) {
+      std::span<const int32_t> tokens = sequence.tokens;
+      SampleChoices(entry, shard, live, tokens.last(static_cast<size_t>(entry.drafts)), results);
+      touched.push_back(entry.request);
+    }
+    if (worker_.setup().options.speculative_tokens > 0)
+      seeds.push_back(SeedOf(entry, sequence, live, std::span(results).subspan(before)));
   }
   scheduler_->Commit(step.plan.step, results);
+  std::vector<Delivery> outputs = TakeOutputs(std::move(touched));
+  std::move(outputs.begin(), outputs.end(), std::back_inserter(deliveries));
+}
+
+std::vector<EngineImpl::Delivery> EngineImpl::TakeOutputs(std::vector<int64_t> touched) {
+  std::vector<Delivery> deliveries;
   std::sort(touched.begin(), touched.end());
   touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
   for (int64_t id : touched) {
@@ -195,6 +229,7 @@ void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vec
     live.output.prompt_logprobs.clear();
     deliveries.push_back({live.request.on_output, std::move(now)});
   }
+  return deliveries;
 }
 
 // The routed layers count without locks on the engine's thread; others see this copy.
@@ -214,23 +249,102 @@ void EngineImpl::ScorePrompt(const ScheduledSequence& entry, const StepResult::S
   }
 }
 
+// Every row is sampled as in plain decoding; a draft holds when the token sampled in its place equals it.
 void EngineImpl::SampleChoices(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live,
-                               std::vector<ChoiceResult>& results) {
-  const float* row = Row(shard, entry.first_row + entry.rows - 1 - entry.drafts, config().vocab_size);
+                               std::span<const int32_t> drafts, std::vector<ChoiceResult>& results) {
+  int64_t first_row = entry.first_row + entry.rows - 1 - entry.drafts;
   for (int32_t c = entry.first_choice; c < entry.first_choice + entry.choices; ++c) {
     ChoiceState& choice = live.choices[static_cast<size_t>(c)];
     if (choice.finished()) continue;
-    SampledToken token = SampleOne(row, choice, live);
     ChoiceDelta delta;
-    choice.Accept(token, delta);
+    ChoiceResult result{entry.request, c, {}, false};
+    for (size_t row = 0; row <= drafts.size(); ++row) {
+      SampledToken token = SampleOne(Row(shard, first_row + static_cast<int64_t>(row), config().vocab_size), choice, live);
+      choice.Accept(token, delta);
+      result.tokens.push_back(token.id);
+      if (choice.finished() || row == drafts.size() || token.id != drafts[row]) break;
+    }
+    result.finished = choice.finished();
+    int32_t count = static_cast<int32_t>(result.tokens.size());
+    if (!drafts.empty()) {
+      ++speculation_.verifications;
+      speculation_.drafts += entry.drafts;
+      speculation_.accepted += count - 1;
+      controller_.ObserveVerification(entry.drafts, count - 1);
+    }
     if (live.output.times.first_token == 0) {
       live.output.times.first_token = Since(live);
       prompt_tokens_ += live.output.prompt_tokens;
     }
-    ++live.output.completion_tokens;
-    ++generated_tokens_;
+    live.output.completion_tokens += count;
+    generated_tokens_ += count;
     live.output.choices.push_back(std::move(delta));
-    results.push_back({entry.request, c, {token.id}, choice.finished()});
+    results.push_back(std::move(result));
+  }
+}
+
+// The tokens that follow the entry's positions: the entry's own, shifted by one, then what was sampled or, inside a prompt
+// (or what is recomputed), the token already known.
+DraftSeed EngineImpl::SeedOf(const ScheduledSequence& entry, const SequenceStep& step, const Live& live,
+                             std::span<const ChoiceResult> results) const {
+  DraftSeed seed;
+  seed.shard = entry.shard;
+  seed.index = entry.index;
+  seed.request = entry.request;
+  seed.choice = entry.first_choice;
+  seed.next.assign(step.tokens.begin() + 1, step.tokens.end() - entry.drafts);
+  if (!results.empty()) {
+    seed.next.insert(seed.next.end(), results[0].tokens.begin(), results[0].tokens.end());
+    seed.wanted = entry.choices == 1 && !results[0].finished && !live.undraftable;
+    return seed;
+  }
+  const std::vector<int32_t>& prompt = live.request.prompt_ids;
+  const std::vector<int32_t>& output = live.choices[static_cast<size_t>(entry.first_choice)].output();
+  size_t following = static_cast<size_t>(step.context());
+  if (following < prompt.size()) seed.next.push_back(prompt[following]);
+  else if (following - prompt.size() < output.size()) seed.next.push_back(output[following - prompt.size()]);
+  return seed;
+}
+
+void EngineImpl::Speculate(const ScheduledStep& step, std::vector<DraftSeed> seeds, double seconds) {
+  int64_t decoding = std::count_if(seeds.begin(), seeds.end(), [](const DraftSeed& s) { return s.wanted; });
+  int32_t carried = 0;
+  bool only_decodes = true;
+  for (const ScheduledSequence& entry : step.sequences) {
+    carried = std::max(carried, entry.drafts);
+    only_decodes = only_decodes && entry.rows == 1 + entry.drafts &&
+                   step.plan.shards[static_cast<size_t>(entry.shard)].sequences[static_cast<size_t>(entry.index)].tokens.size() ==
+                       static_cast<size_t>(1 + entry.drafts);
+  }
+  auto started = Clock::now();
+  int32_t count = decoding == 0 ? 0 : controller_.Choose(decoding);
+  steps_without_drafts_ = count > 0 || decoding == 0 ? 0 : steps_without_drafts_ + 1;
+  if (!worker_.setup().drafts_with_layer()) {
+    ProposeNgrams(seeds, count);
+  } else if (steps_without_drafts_ < kKeepDraftCacheSteps) {
+    drafter_.Run(step.plan, count, seeds);
+    std::lock_guard lock(mutex_);
+    for (DraftSeed& seed : seeds)
+      if (!seed.drafts.empty()) scheduler_->ProposeDrafts(seed.request, seed.choice, std::move(seed.drafts));
+  } else {
+    std::lock_guard lock(mutex_);
+    for (const DraftSeed& seed : seeds)
+      if (auto found = live_.find(seed.request); found != live_.end()) found->second->undraftable = true;
+  }
+  // The drafts made now are verified in the next step, but in a steady state their cost is that of the last ones.
+  if (carried > 0) seconds += std::chrono::duration<double>(Clock::now() - started).count();
+  if (only_decodes) controller_.ObserveStep(static_cast<int64_t>(step.sequences.size()), carried, seconds);
+}
+
+void EngineImpl::ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count) {
+  std::lock_guard lock(mutex_);
+  for (const DraftSeed& seed : seeds) {
+    auto found = live_.find(seed.request);
+    if (count == 0 || !seed.wanted || found == live_.end()) continue;
+    std::vector<int32_t> history = found->second->request.prompt_ids;
+    const std::vector<int32_t>& output = found->second->choices[static_cast<size_t>(seed.choice)].output();
+    history.insert(history.end(), output.begin(), output.end());
+    scheduler_->ProposeDrafts(seed.request, seed.choice, NgramDrafts(history, count));
   }
 }
 
@@ -280,6 +394,8 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
   LM_RETURN_IF_ERROR(CheckRequest({"score", ids, {}, nullptr}));
   std::lock_guard lock(mutex_);
   if (scheduler_->HasWork()) return InvalidArgument("Score: requests are live; it needs an idle engine");
+  if (options.drafts && !worker_.setup().drafts_with_layer())
+    return InvalidArgument("Score: draft logits need --speculative-tokens of at least 1 and --speculative mtp");
   RequestSpec spec;
   spec.id = next_id_++;
   spec.prompt = ids;
@@ -303,13 +419,20 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
     SequenceStep& part = step.plan.shards[static_cast<size_t>(entry.shard)].sequences[0];
     int64_t tokens = static_cast<int64_t>(part.tokens.size());
     part.logits_from = static_cast<int32_t>(std::clamp<int64_t>(options.logits_from - done, 0, tokens));
-    StepResult result = RunPlan({options.attention, options.hidden_states, step.plan});
+    StepResult result = RunPlan(ModelCommand(options.attention, step.plan, options.hidden_states));
     const StepResult::Shard& shard = result.shards[static_cast<size_t>(entry.shard)];
     score.rows += shard.rows;
     score.logits.insert(score.logits.end(), shard.logits.begin(), shard.logits.end());
     for (int64_t layer = 0; layer < score.layers; ++layer)
       std::copy_n(shard.hidden.begin() + layer * tokens * score.hidden, tokens * score.hidden,
                   score.hidden_states.begin() + (layer * score.tokens + done) * score.hidden);
+    if (options.drafts) {
+      DraftSeed seed{entry.shard, entry.index, entry.request, 0, false, {}, {}};
+      int64_t known = std::min(tokens, static_cast<int64_t>(ids.size()) - done - 1);
+      seed.next.assign(ids.begin() + done + 1, ids.begin() + done + 1 + known);
+      std::vector<float> logits = drafter_.Logits(step.plan, seed);
+      score.draft_logits.insert(score.draft_logits.end(), logits.begin(), logits.end());
+    }
     done += tokens;
     scheduler_->Commit(step.plan.step, {});
   }

@@ -9,13 +9,16 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "parallel/control_channel.h"
 #include "runtime/engine/choice_state.h"
+#include "runtime/engine/drafter.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/speculation.h"
 #include "runtime/engine/worker.h"
 #include "runtime/schedule/scheduler.h"
 
@@ -51,6 +54,7 @@ class EngineImpl : public Engine {
     Clock::time_point submitted;
     RequestOutput output;               // what the present step adds; counts and times are kept up
     bool cancelled = false;
+    bool undraftable = false;           // steps passed without the draft layer: its cache has holes
     bool finished() const;
   };
   struct Delivery {
@@ -63,10 +67,17 @@ class EngineImpl : public Engine {
   Status CheckRequest(const Request& request) const;
   StepResult RunPlan(StepCommand command);
   std::vector<Delivery> TakeCancelled();
-  void Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries);
+  // Samples, commits, and notes in `seeds` what the draft layer can go on from.
+  void Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries,
+               std::vector<DraftSeed>& seeds);
+  std::vector<Delivery> TakeOutputs(std::vector<int64_t> touched);
   void ScorePrompt(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live);
   void SampleChoices(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live,
-                     std::vector<ChoiceResult>& results);
+                     std::span<const int32_t> drafts, std::vector<ChoiceResult>& results);
+  DraftSeed SeedOf(const ScheduledSequence& entry, const SequenceStep& step, const Live& live,
+                   std::span<const ChoiceResult> results) const;
+  void Speculate(const ScheduledStep& step, std::vector<DraftSeed> seeds, double seconds);
+  void ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count);
   SampledToken SampleOne(const float* row, const ChoiceState& choice, const Live& live);
   void Finish(int64_t id, std::vector<Delivery>& deliveries);
   void SnapshotLoads();
@@ -81,6 +92,9 @@ class EngineImpl : public Engine {
   mutable std::mutex mutex_;
   std::condition_variable work_;
   std::unique_ptr<Scheduler> scheduler_;
+  Drafter drafter_;                      // this and the next two: engine's thread only
+  DraftController controller_;
+  int64_t steps_without_drafts_ = 0;
   std::unordered_map<int64_t, std::unique_ptr<Live>> live_;
   std::map<std::string, int64_t> ids_;   // request id -> scheduler id
   std::vector<int64_t> cancelled_;
@@ -88,6 +102,7 @@ class EngineImpl : public Engine {
   uint64_t next_seed_ = 0;
   int64_t prompt_tokens_ = 0;
   int64_t generated_tokens_ = 0;
+  SpeculationStats speculation_;
   std::vector<int64_t> expert_load_;
   Clock::time_point last_snapshot_{};
   Clock::time_point last_heartbeat_ = Clock::now();

@@ -26,7 +26,11 @@ struct EngineOptions {
   bool prefix_caching = true;
   bool share_gpu = false;
   uint64_t seed = 0;                  // for requests without one
+  bool check_collectives = false;     // after each step: did all ranks make the same calls, with the same data?
+  std::string inject_fault;           // for tests: fault_injection.h
   AttentionMode attention = AttentionMode::kAuto;
+  std::string speculative = "auto";   // auto (mtp when the checkpoint has the layer), mtp, ngram
+  int speculative_tokens = 0;         // drafts a sequence and step at most; 0: off
   std::function<void(const LoadProgress&)> load_progress;   // called on rank 0
   std::function<void()> keep_alive;   // called between steps: for a CreateLocal run inside a job's body
 };

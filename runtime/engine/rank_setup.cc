@@ -48,6 +48,21 @@ CacheFormat CacheFormatOf(const std::string& name) {
   return CacheFormat::kF32;
 }
 
+constexpr int kMostDrafts = 15;
+
+Status ResolveSpeculation(const ModelConfig& config, EngineOptions& r) {
+  if (r.speculative_tokens < 0 || r.speculative_tokens > kMostDrafts)
+    return InvalidArgument(fmt::format("--speculative-tokens {}: must be from 0 (off) to {}", r.speculative_tokens, kMostDrafts));
+  bool has_layer = config.num_nextn_predict_layers > 0;
+  if (r.speculative == "auto") r.speculative = has_layer ? "mtp" : "ngram";
+  if (r.speculative != "mtp" && r.speculative != "ngram")
+    return InvalidArgument("--speculative " + r.speculative + ": must be auto, mtp or ngram");
+  if (r.speculative_tokens > 0 && r.speculative == "mtp" && !has_layer)
+    return InvalidArgument("--speculative mtp: the checkpoint has no multi-token-prediction layer (num_nextn_predict_layers is 0); "
+                           "use --speculative ngram");
+  return Status::Ok();
+}
+
 StepLimits MakeLimits(const EngineOptions& options, DeviceKind device) {
   StepLimits limits;
   limits.max_tokens = options.max_batch_tokens;
@@ -127,6 +142,7 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   if (r.max_batch_tokens == 0) r.max_batch_tokens = gpu ? 2048 : 512;
   if (r.max_seqs == 0) r.max_seqs = gpu ? 256 : 64;
   r.max_seqs = std::min(r.max_seqs, r.max_batch_tokens);
+  LM_RETURN_IF_ERROR(ResolveSpeculation(config, r));
   return r;
 }
 
@@ -139,6 +155,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   s.shard = MakeShard(config, mesh);
   s.limits = MakeLimits(resolved, device);
   s.weight_options.round_to_bf16 = resolved.dtype == "bf16";
+  s.weight_options.mtp = s.drafts_with_layer() && s.shard.last_stage();
   // The CPU keeps activations in f32 whatever the weights are: its multiply-adds are f32 anyway.
   s.activation = device == DeviceKind::kCuda && resolved.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   if (config.n_routed_experts > 0)
@@ -153,7 +170,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
     s.plan.communication = MoeWorkspace::Bytes(MoeConfigOf(config), s.moe_options(), mesh.ep_size());
   s.plan.available = available;
 
-  s.cache.layers = s.shard.layers.count;
+  s.cache.layers = s.shard.layers.count + (s.weight_options.mtp ? 1 : 0);
   s.cache.block_size = resolved.block_size;
   s.cache.latent = static_cast<int32_t>(config.is_mla() ? config.kv_lora_rank : 2 * s.shard.kv_heads.count * config.head_dim);
   s.cache.rope = static_cast<int32_t>(config.cache_rope());
@@ -166,6 +183,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   // No more than max_seqs full sequences can ever use; on a CPU no more than half of what is left unless asked for.
   int64_t most = s.blocks_per_sequence() * resolved.max_seqs;
   uint64_t budget = resolved.kv_memory > 0 ? std::min(resolved.kv_memory, room) : device == DeviceKind::kCuda ? room : room / 2;
+  s.cache_budget = budget;
   uint64_t block = std::max<uint64_t>(1, s.cache.BytesPerBlock());
   s.SetBlocks(std::min(most, static_cast<int64_t>(budget / block)));
   return s;

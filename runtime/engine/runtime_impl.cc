@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "parallel/flight_record.h"
 #include "parallel/local_communicator.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/engine/engine_impl.h"
@@ -33,7 +34,9 @@ class RuntimeImpl : public Runtime {
     LM_RETURN_IF_ERROR(OnAllRanks([&] { return OpenDevice(wanted); }));
     LM_RETURN_IF_ERROR(OnAllRanks([&] { return Plan(); }));
     LM_RETURN_IF_ERROR(AgreeOnBlocks());
+    RecordFlight(-1, "loading weights");
     LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, *checkpoint_, *device_, comms_, *peers_.control));
+    worker_->Watch(audit_.get(), fault_);
     return OnAllRanks([&] { return peers_.rank == 0 ? CreateEngine() : Status::Ok(); });
   }
 
@@ -106,7 +109,13 @@ class RuntimeImpl : public Runtime {
   Status Plan() {
     EngineOptions resolved = setup_.options;
     LM_ASSIGN_OR_RETURN(ProcessMesh mesh, ProcessMesh::Create(resolved.layout, peers_.size, peers_.rank));
+    LM_ASSIGN_OR_RETURN(fault_, ParseFault(resolved.inject_fault));
     LM_ASSIGN_OR_RETURN(comms_, peers_.connect(mesh, *device_));
+    comms_ = WithFault(std::move(comms_), fault_, peers_.rank);
+    if (resolved.check_collectives) {
+      audit_ = std::make_unique<CollectiveAudit>(mesh);
+      comms_ = audit_->Wrap(std::move(comms_));
+    }
     LM_ASSIGN_OR_RETURN(setup_, PlanRank(config_, resolved, mesh, stored_, device_->free_memory()));
     return CheckMemory(setup_);
   }
@@ -144,6 +153,7 @@ class RuntimeImpl : public Runtime {
   void WorkerLoop() {
     for (;;) {
       std::string bytes;
+      RecordFlight(-1, "waiting for the next plan");
       peers_.control->Broadcast(bytes);
       Result<StepCommand> command = DecodeCommand(bytes);
       if (!command.ok()) throw Error(command.status().code(), command.status().message());
@@ -161,6 +171,8 @@ class RuntimeImpl : public Runtime {
   CommunicatorSet comms_;
   RankSetup setup_;
   std::vector<MemoryPlan> plans_;
+  Fault fault_;
+  std::unique_ptr<CollectiveAudit> audit_;
   std::unique_ptr<Worker> worker_;
   std::unique_ptr<EngineImpl> engine_;
 };

@@ -9,9 +9,16 @@
 
 namespace latentmesh {
 
+// kFirst and kLater run the draft layer instead of the model (MtpDraft): the plan's tokens are then the tokens after those
+// of its positions, and each sequence names where its hidden states come from.
+enum class DraftRound : uint8_t { kNone, kFirst, kLater };
+
 struct StepCommand {
   AttentionMode attention = AttentionMode::kAuto;
   bool capture_hidden = false;   // ranks send the hidden states of the step's tokens to rank 0
+  DraftRound draft = DraftRound::kNone;
+  // [dp][sequences] kFirst: index of the sequence in the step before; kLater: its row in the last round's results.
+  std::vector<std::vector<int32_t>> sources;
   StepPlan plan;
 };
 

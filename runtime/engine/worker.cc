@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "parallel/flight_record.h"
+
 namespace latentmesh {
 
 Worker::Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control)
@@ -81,16 +83,39 @@ StepResult Worker::Execute(const StepCommand& command) {
   comms_.ep->SetContext(command.plan.step, "expert dispatch and combine");
   comms_.pp->SetContext(command.plan.step, "pipeline transfer");
   comms_.cp->SetContext(command.plan.step, "context-parallel attention");
+  RecordFlight(command.plan.step, "computing");
+  InjectFault(fault_, control_.rank(), command.plan.step);
   const ShardStep& mine = command.plan.shards[static_cast<size_t>(setup_.shard.dp_rank)];
   StepBatch batch = builder_->Build(mine, command.attention, device_, *stream_);
   std::vector<float> captured;
-  HiddenObserver observer = Capture(captured);
-  decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr);
+  if (command.draft == DraftRound::kNone) {
+    HiddenObserver observer = Capture(captured);
+    decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr);
+    main_rows_ = batch.first_row;
+  } else if (setup_.shard.last_stage()) {
+    RunDraft(command, batch);
+  }
   StepResult result;
   if (control_.rank() == 0) result.shards.resize(command.plan.shards.size());
   CollectLogits(command, batch, result);
   if (command.capture_hidden) SendHidden(command, captured, result);
+  if (audit_ != nullptr) {
+    Status same = audit_->Compare(control_);
+    if (!same.ok()) throw Error(same.code(), "step " + std::to_string(command.plan.step) + ", --check-collectives: " + same.message());
+  }
   return result;
+}
+
+void Worker::RunDraft(const StepCommand& command, const StepBatch& batch) {
+  size_t dp = static_cast<size_t>(setup_.shard.dp_rank);
+  bool first = command.draft == DraftRound::kFirst;
+  std::vector<DraftSource> sources;
+  for (size_t s = 0; s < command.sources[dp].size(); ++s) {
+    int64_t source = command.sources[dp][s];
+    int64_t tokens = static_cast<int64_t>(command.plan.shards[dp].sequences[s].tokens.size());
+    sources.push_back({first ? main_rows_.at(static_cast<size_t>(source)) : source, tokens});
+  }
+  decoder_->Draft(batch, sources, first, *cache_);
 }
 
 // Rank 0 takes the parts of every dp shard's last stage, one tp rank after the other.

@@ -4,9 +4,11 @@
 #include <memory>
 #include <vector>
 
+#include "parallel/collective_audit.h"
 #include "parallel/communicator.h"
 #include "parallel/control_channel.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/engine/fault_injection.h"
 #include "runtime/engine/rank_setup.h"
 #include "runtime/engine/step_command.h"
 #include "runtime/model/decoder.h"
@@ -30,8 +32,10 @@ class Worker {
   static Result<std::unique_ptr<Worker>> Create(RankSetup setup, const Checkpoint& checkpoint, Device& device,
                                                 CommunicatorSet& comms, ControlChannel& control);
 
-  // Collective over the world. Throws Error when a peer fails.
+  // Collective over the world; a draft round runs on the ranks of the last stage only. Throws Error when a peer fails.
   StepResult Execute(const StepCommand& command);
+  // Before the first step. `audit` logs this worker's communicators and may be null; it outlives the worker.
+  void Watch(CollectiveAudit* audit, const Fault& fault) { audit_ = audit, fault_ = fault; }
 
   const RankSetup& setup() const { return setup_; }
   const LoadProgress& load_progress() const { return load_progress_; }
@@ -42,6 +46,7 @@ class Worker {
   Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control);
   Status Allocate(const StoredDType& stored);
   Status LoadModelWeights(const Checkpoint& checkpoint);
+  void RunDraft(const StepCommand& command, const StepBatch& batch);
   HiddenObserver Capture(std::vector<float>& captured);
   void SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result);
   void CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result);
@@ -64,7 +69,10 @@ class Worker {
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<LatentKvCache> cache_;
   TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
+  std::vector<int64_t> main_rows_;        // first row of each sequence of the last step that ran the model
   LoadProgress load_progress_;
+  CollectiveAudit* audit_ = nullptr;
+  Fault fault_;
 };
 
 }  // namespace latentmesh

@@ -13,11 +13,7 @@
 
 #include "moe/moe_layer.h"
 #include "runtime/cache/latent_kv_cache.h"
-#include "runtime/model/gqa_attention.h"
-#include "runtime/model/mla_attention.h"
-#include "runtime/model/mlp.h"
-#include "runtime/model/model_context.h"
-#include "runtime/model/weights.h"
+#include "runtime/model/mtp_draft.h"
 
 namespace latentmesh {
 
@@ -41,26 +37,27 @@ class Decoder {
   // [count, vocab of this rank] f32; valid until the next call. count <= limits.max_logits_rows.
   TensorView Logits(const StepBatch& batch, int64_t begin, int64_t count);
 
+  // Last stage with mtp weights, after Forward of the step whose hidden states the sources name: one round of drafts.
+  // Collective over the stage. Logits() then gives the drafts' logits, until the next Forward.
+  void Draft(const StepBatch& batch, const std::vector<DraftSource>& sources, bool first_round, const LatentKvCache& cache);
+
   std::vector<MoeLayer>& moe_layers() { return moe_layers_; }
 
  private:
   void Begin(const StepBatch& batch, const TensorView& x);
   void End(const TensorView& x);
-  void Attention(int64_t layer, const LatentKvCache& cache, const StepBatch& batch, const TensorView& h, const TensorView& delta);
-  void FeedForward(int64_t layer, const TensorView& h, const TensorView& delta);
-  void RoutedExperts(MoeLayer& moe, const TensorView& h, const TensorView& delta);
+  TensorView HeadInput(const StepBatch& batch, int64_t begin, int64_t count);
   int PeerStage(int offset) const { return ctx_.shard.pp_rank + offset; }
 
   const ModelContext& ctx_;
   const ModelWeights& weights_;
-  std::unique_ptr<MlaAttention> mla_;
-  std::unique_ptr<GqaAttention> gqa_;
-  Mlp mlp_;
+  LayerRunner runner_;
   std::vector<MoeLayer> moe_layers_;      // of this stage, in order
   std::vector<int64_t> moe_index_;        // layer of this stage -> moe_layers_ index, or -1
+  std::unique_ptr<MtpDraft> mtp_;
+  bool drafted_ = false;                  // Logits() are the drafts'
+  int64_t tokens_ = 0;                    // of the last Forward
   TensorView x_;         // [T, hidden] residual stream
-  TensorView h_;         // [T, hidden] normalised
-  TensorView delta_;     // [T, hidden] what attention or MLP adds
   TensorView head_in_;   // [logits rows, hidden]
   TensorView logits_;    // [logits rows, vocab of this rank] f32
 };

@@ -73,10 +73,10 @@ StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Dev
   std::iota(order.begin(), order.end(), size_t{0});
   auto first_expanded = std::stable_partition(order.begin(), order.end(),
                                               [&](size_t i) { return !Expand(step.sequences[i], mode); });
-  std::vector<int64_t> first_row(count);
+  batch.first_row.resize(count);
   for (auto it = order.begin(); it != order.end(); ++it) {
     const SequenceStep& s = step.sequences[*it];
-    first_row[*it] = batch.tokens;
+    batch.first_row[*it] = batch.tokens;
     int64_t queries = static_cast<int64_t>(s.tokens.size());
     if (it < first_expanded) {
       host.query_start.push_back(static_cast<int32_t>(batch.tokens + queries));
@@ -92,7 +92,7 @@ StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Dev
   }
   for (size_t i = 0; i < count; ++i)
     for (size_t t = step.sequences[i].logits_from; t < step.sequences[i].tokens.size(); ++t)
-      host.logits.push_back(static_cast<int32_t>(first_row[i] + static_cast<int64_t>(t)));
+      host.logits.push_back(static_cast<int32_t>(batch.first_row[i] + static_cast<int64_t>(t)));
   for (const BlockCopy& copy : step.copies) host.copies.insert(host.copies.end(), {copy.from, copy.to});
 
   staging_.clear();

@@ -45,6 +45,7 @@ struct ExpandedSequence {
 
 struct StepBatch {
   int64_t tokens = 0;
+  std::vector<int64_t> first_row;      // of each sequence of the plan
   int64_t absorbed_tokens = 0;   // rows [0, absorbed_tokens)
   const int32_t* ids = nullptr;        // [tokens]
   const int32_t* positions = nullptr;  // [tokens]

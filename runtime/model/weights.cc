@@ -10,13 +10,14 @@ namespace {
 // Walks a model and lays out one weight after the other; one object a call of LayOutWeights.
 class Layouter {
  public:
-  Layouter(const ModelConfig& config, const ModelShard& shard, const ExpertPlacement& placement, WeightFiller& filler)
-      : c_(config), s_(shard), placement_(placement), fill_(filler) {}
+  Layouter(const ModelConfig& config, const ModelShard& shard, const ExpertPlacement& placement, bool mtp,
+           WeightFiller& filler)
+      : c_(config), s_(shard), placement_(placement), mtp_(mtp), fill_(filler) {}
 
   ModelWeights Model() {
     ModelWeights w;
     bool head_here = s_.last_stage();
-    if (s_.first_stage() || (head_here && c_.tie_word_embeddings))
+    if (s_.first_stage() || (head_here && (c_.tie_word_embeddings || mtp_)))
       w.embed = fill_.Matrix("model.embed_tokens.weight", {c_.vocab_size, c_.hidden_size}, s_.vocab, AllColumns());
     for (int64_t i = s_.layers.begin; i < s_.layers.end(); ++i) w.layers.push_back(Layer(i));
     if (!head_here) return w;
@@ -26,11 +27,24 @@ class Layouter {
     } else {
       w.head = fill_.Linear("lm_head", {c_.vocab_size, c_.hidden_size}, s_.vocab, AllColumns());
     }
+    if (mtp_) w.mtp = Mtp();
     return w;
   }
 
  private:
   Range AllColumns() const { return {0, c_.hidden_size}; }
+
+  // Stands behind the decoder layers in the checkpoint.
+  MtpWeights Mtp() {
+    MtpWeights w;
+    std::string p = fmt::format("model.layers.{}.", c_.num_hidden_layers);
+    w.enorm = fill_.Vector(p + "enorm.weight", c_.hidden_size);
+    w.hnorm = fill_.Vector(p + "hnorm.weight", c_.hidden_size);
+    w.eh_proj = fill_.Linear(p + "eh_proj", {c_.hidden_size, 2 * c_.hidden_size}, {0, c_.hidden_size}, {0, 2 * c_.hidden_size});
+    w.layer = Layer(c_.num_hidden_layers);
+    w.head_norm = fill_.Vector(p + "shared_head.norm.weight", c_.hidden_size);
+    return w;
+  }
 
   LayerWeights Layer(int64_t i) {
     LayerWeights w;
@@ -124,6 +138,7 @@ class Layouter {
   const ModelConfig& c_;
   const ModelShard& s_;
   const ExpertPlacement& placement_;
+  bool mtp_;
   WeightFiller& fill_;
 };
 
@@ -133,7 +148,7 @@ Result<ModelWeights> LayOutWeights(const ModelConfig& config, const ModelShard& 
                                    const WeightLayoutOptions& options, const StoredDType& stored, Arena& arena,
                                    std::vector<TensorRequest>* requests) {
   WeightFiller filler(config.quantization, options, stored, arena, requests);
-  ModelWeights weights = Layouter(config, shard, placement, filler).Model();
+  ModelWeights weights = Layouter(config, shard, placement, options.mtp, filler).Model();
   if (!filler.status().ok()) return filler.status();
   return weights;
 }

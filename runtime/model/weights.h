@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,11 +58,21 @@ struct LayerWeights {
   MlpWeights shared;               // shared experts as one MLP, its width split over tp
 };
 
+// The multi-token-prediction layer (DeepSeek-V3 report, section 2.2). Embedding and head are the main model's.
+struct MtpWeights {
+  TensorView enorm;                // [hidden] f32
+  TensorView hnorm;                // [hidden] f32
+  WeightView eh_proj;              // [hidden, 2 * hidden], the same on all tp ranks
+  LayerWeights layer;
+  TensorView head_norm;            // [hidden] f32, shared_head.norm
+};
+
 struct ModelWeights {
-  TensorView embed;                // [vocab of this rank, hidden]; first stage, and last stage when tied
+  TensorView embed;                // [vocab of this rank, hidden]; first stage; last stage when tied or drafting
   std::vector<LayerWeights> layers;  // of this stage
   TensorView final_norm;           // last stage
   WeightView head;                 // [vocab of this rank, hidden], last stage; shares embed's memory when tied
+  std::optional<MtpWeights> mtp;   // last stage, when drafting
 };
 
 // What the layout code needs to know of a checkpoint: the dtype a tensor is stored in.
@@ -69,6 +80,7 @@ using StoredDType = std::function<Result<DType>(const std::string& name)>;
 
 struct WeightLayoutOptions {
   bool round_to_bf16 = false;      // dtype bf16
+  bool mtp = false;                // load the first multi-token-prediction layer, too
 };
 
 // Lays the shard's weights out in `arena`. When `requests` is given (and the arena has memory), appends the requests whose
