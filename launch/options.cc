@@ -59,10 +59,19 @@ void ModelFlags::Register(FlagSet& flags) {
   flags.Section("Running");
   flags.AddChoice("--attention", &attention, {"auto", "absorbed", "expanded"},
                   "Form of latent attention; auto switches at the crossover of their costs");
+  flags.AddChoice("--speculative", &engine.speculative, {"auto", "mtp", "ngram"},
+                  "Where drafts come from: the checkpoint's prediction layer, or the text so far; auto: mtp if there is one");
+  flags.Add("--speculative-tokens", &engine.speculative_tokens,
+            "Drafts a sequence and step at most; fewer where they do not pay; 0: off", {.min = 0, .max = 15});
   flags.AddSwitch("--no-prefix-caching", &no_prefix_caching, "Compute every prompt, also where a prefix is cached");
   flags.AddSwitch("--dedicated-scheduler", &dedicated_scheduler, "Free rank 0 from model work (not available yet)");
   flags.Add("--seed", &engine.seed, "Seed of requests that bring none", kNonNegative);
   flags.Add("--step-timeout", &step_timeout, "Seconds a rank waits for another before the job is ended", {.min = 0.1});
+  flags.Add("--idle-timeout", &idle_timeout, "Seconds an idle rank hears nothing before the job is ended", {.min = 2});
+  flags.AddSwitch("--check-collectives", &engine.check_collectives,
+                  "After each step, check that all ranks made the same calls and got what was sent (slow)");
+  flags.Add("--inject-fault", &engine.inject_fault,
+            "For tests: throw@RANK:STEP, corrupt@RANK:STEP or slow@RANK:STEP:SECONDS");
   flags.AddChoice("--log-level", &log_level, {"trace", "debug", "info", "warn", "error", "off"},
                   "What is logged to stderr");
 }
