@@ -7,6 +7,8 @@
 #include "launch/command.h"
 #include "launch/log.h"
 #include "parallel/bootstrap.h"
+#include "parallel/flight_record.h"
+#include "parallel/launch_environment.h"
 
 namespace latentmesh {
 namespace {
@@ -36,7 +38,14 @@ int RunCommand(Job& job, Command& command) {
   }
 }
 
+// launch/rank.sh names a file in which it looks up what a killed rank was doing.
+Status StartFlightRecord() {
+  std::string path = EnvironmentVariable("LATENTMESH_FLIGHT_RECORD");
+  return path.empty() ? Status::Ok() : OpenFlightRecord(path);
+}
+
 int Main(int argc, char** argv) {
+  if (Status record = StartFlightRecord(); !record.ok()) return Report(record, 0);
   auto job = Job::Join(&argc, &argv);
   if (!job.ok()) return Report(job.status(), 0);
   int rank = (*job)->rank();

@@ -18,6 +18,7 @@ struct ModelFlags {
   bool no_prefix_caching = false;
   bool dedicated_scheduler = false;
   double step_timeout = 300;           // seconds
+  double idle_timeout = 30;            // seconds
   std::string log_level = "info";
 
   void Register(FlagSet& flags);

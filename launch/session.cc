@@ -44,6 +44,7 @@ void ApplyJobFlags(Job& job, const ModelFlags& flags) {
   SetLogLevel(flags.log_level);
   JobOptions options;
   options.step_timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.step_timeout * 1000));
+  options.idle_timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.idle_timeout * 1000));
   job.SetOptions(options);
 }
 

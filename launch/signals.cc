@@ -12,8 +12,10 @@ namespace {
 std::atomic<bool> stop_requested{false};
 std::atomic<int> last_signal{0};
 std::atomic<int> signal_count{0};
-struct sigaction previous[2];
-constexpr int kSignals[2] = {SIGINT, SIGTERM};
+// SIGUSR1 is what mpirun passes on without ending the job itself, as it does on SIGTERM (launch/mpirun.sh).
+constexpr int kSignals[] = {SIGINT, SIGTERM, SIGUSR1};
+constexpr int kSignalCount = 3;
+struct sigaction previous[kSignalCount];
 
 void HandleSignal(int number) {
   last_signal = number;
@@ -27,17 +29,17 @@ StopSignals::StopSignals() {
   struct sigaction action = {};
   action.sa_handler = HandleSignal;
   action.sa_flags = SA_RESTART;
-  for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &action, &previous[i]);
+  for (int i = 0; i < kSignalCount; ++i) sigaction(kSignals[i], &action, &previous[i]);
 }
 
 StopSignals::~StopSignals() {
-  for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &previous[i], nullptr);
+  for (int i = 0; i < kSignalCount; ++i) sigaction(kSignals[i], &previous[i], nullptr);
 }
 
 const std::atomic<bool>& StopSignals::requested() { return stop_requested; }
 
 Status StopSignals::Cancelled(const std::string& what) {
-  const char* name = last_signal == SIGINT ? "SIGINT" : "SIGTERM";
+  const char* name = last_signal == SIGINT ? "SIGINT" : last_signal == SIGTERM ? "SIGTERM" : "SIGUSR1";
   return {StatusCode::kCancelled, fmt::format("stopped by {}: {}", name, what)};
 }
 

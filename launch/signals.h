@@ -1,4 +1,4 @@
-// SIGINT and SIGTERM while a model runs. Launchers send them to every rank; rank 0 alone decides to stop, the others go on
+// SIGINT, SIGTERM and SIGUSR1 while a model runs. Launchers send them to every rank; rank 0 alone decides to stop, the others go on
 // executing its plans until it says so.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace latentmesh {
 
-// While alive, SIGINT and SIGTERM set requested(); the third signal ends the process at once. One at a time.
+// While alive, these signals set requested(); the third signal ends the process at once. One at a time.
 class StopSignals {
  public:
   StopSignals();

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "parallel/flight_record.h"
+
 namespace latentmesh {
 namespace {
 
@@ -49,6 +51,7 @@ class CommunicatorBase::Count {
  public:
   Count(CommunicatorBase& owner, size_t sent, size_t received) : traffic_(owner.traffic_) {
     if (owner.size() == 1) sent = received = 0;
+    RecordFlight(owner.site_.step, owner.site_.operation);
     ++traffic_.calls;
     traffic_.bytes_sent += sent;
     traffic_.bytes_received += received;
