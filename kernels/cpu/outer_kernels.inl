@@ -46,6 +46,8 @@ static void OuterTile(const OuterArgs& a, int64_t m, int64_t col, int64_t n) {
     for (int v = 0; v < V; ++v) {
       bv[v] = kPartial && v == V - 1 ? LoadPartial(b + v * kLanes, n) : Load(b + v * kLanes);
     }
+    // Weights come from memory row by row: the next tile's part of the row is fetched now.
+    if (sizeof(B) == 2) __builtin_prefetch(b + V * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < M; ++r) {
       const Vec av = Set1(left.At(r));
