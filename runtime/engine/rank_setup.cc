@@ -184,7 +184,6 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   int64_t most = s.blocks_per_sequence() * resolved.max_seqs;
   uint64_t budget = resolved.kv_memory > 0 ? std::min(resolved.kv_memory, room) : device == DeviceKind::kCuda ? room : room / 2;
   s.cache_budget = budget;
-  s.cache_budget = budget;
   uint64_t block = std::max<uint64_t>(1, s.cache.BytesPerBlock());
   s.SetBlocks(std::min(most, static_cast<int64_t>(budget / block)));
   return s;

@@ -28,7 +28,6 @@ struct RankSetup {
   CacheShape cache;              // num_blocks is this rank's wish until all ranks have agreed
   MemoryPlan plan;
   uint64_t cache_budget = 0;     // bytes the cache may take; max_seqs sequences may need less
-  uint64_t cache_budget = 0;     // bytes the cache may take; max_seqs sequences may need less
 
   int64_t blocks_per_sequence() const;   // cache blocks one sequence of max_model_len takes
   bool drafts_with_layer() const { return options.speculative_tokens > 0 && options.speculative == "mtp"; }
