@@ -18,10 +18,12 @@ TEST(DType, SizesAndNames) {
 
 // From the definition: sign, exponent with bias, mantissa.
 double Decode(uint32_t bits, int exponent_bits, int mantissa_bits) {
-  const uint32_t exponent = bits >> mantissa_bits & ((1u << exponent_bits) - 1), mantissa = bits & ((1u << mantissa_bits) - 1);
+  const uint32_t exponent = bits >> mantissa_bits & ((1u << exponent_bits) - 1),
+                 mantissa = bits & ((1u << mantissa_bits) - 1);
   const int bias = (1 << (exponent_bits - 1)) - 1;
-  const double value = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
-                                     : std::ldexp(mantissa + (1u << mantissa_bits), static_cast<int>(exponent) - bias - mantissa_bits);
+  const double value =
+      exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                    : std::ldexp(mantissa + (1u << mantissa_bits), static_cast<int>(exponent) - bias - mantissa_bits);
   return bits >> (exponent_bits + mantissa_bits) & 1 ? -value : value;
 }
 
@@ -50,7 +52,8 @@ void CheckRounding(uint32_t last_finite, ToFloat to_float, FromFloat from_float)
 }
 
 TEST(DType, F8RoundsToNearestEven) {
-  CheckRounding(0x7e, [](uint32_t c) { return F8E4M3ToFloat(static_cast<uint8_t>(c)); }, FloatToF8E4M3);
+  CheckRounding(
+      0x7e, [](uint32_t c) { return F8E4M3ToFloat(static_cast<uint8_t>(c)); }, FloatToF8E4M3);
 }
 
 TEST(DType, F8Saturates) {
@@ -79,14 +82,16 @@ TEST(DType, F16AllCodes) {
 }
 
 TEST(DType, F16RoundsToNearestEven) {
-  CheckRounding(0x7bff, [](uint32_t c) { return F16ToFloat(static_cast<uint16_t>(c)); }, FloatToF16);
+  CheckRounding(
+      0x7bff, [](uint32_t c) { return F16ToFloat(static_cast<uint16_t>(c)); }, FloatToF16);
   EXPECT_EQ(FloatToF16(65519.996f), 0x7bff);
   EXPECT_EQ(FloatToF16(65520.0f), 0x7c00);
   EXPECT_EQ(FloatToF16(-INFINITY), 0xfc00);
 }
 
 TEST(DType, BF16RoundsToNearestEven) {
-  CheckRounding(0x7f7f, [](uint32_t c) { return BF16ToFloat(static_cast<uint16_t>(c)); }, FloatToBF16);
+  CheckRounding(
+      0x7f7f, [](uint32_t c) { return BF16ToFloat(static_cast<uint16_t>(c)); }, FloatToBF16);
   EXPECT_TRUE(std::isnan(BF16ToFloat(FloatToBF16(NAN))));
 }
 

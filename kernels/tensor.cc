@@ -60,9 +60,9 @@ Buffer::Buffer(Device* device, size_t bytes) : device_(device), size_(bytes) {
   if (bytes == 0) return;
   data_ = device->Allocate(bytes);
   if (data_ == nullptr) {
-    throw Error(StatusCode::kResourceExhausted,
-                "no memory for a buffer of " + std::to_string(bytes) + " bytes on " + device->name() + " (" +
-                    std::to_string(device->free_memory()) + " of " + std::to_string(device->total_memory()) + " free)");
+    throw Error(StatusCode::kResourceExhausted, "no memory for a buffer of " + std::to_string(bytes) + " bytes on " +
+                                                    device->name() + " (" + std::to_string(device->free_memory()) +
+                                                    " of " + std::to_string(device->total_memory()) + " free)");
   }
 }
 

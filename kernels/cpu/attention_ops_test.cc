@@ -30,7 +30,8 @@ void FillRecords(Cache& cache, Random& random) {
   std::vector<float> numbers(cache.view.latent + cache.view.rope);
   for (int64_t slot = 0; slot < cache.view.num_blocks * cache.view.block_size; ++slot) {
     for (float& x : numbers) x = random.Normal();
-    EncodeCacheRecord(cache.view.format, cache.view.latent, cache.view.rope, numbers.data(), CacheSlot(cache.view, slot));
+    EncodeCacheRecord(cache.view.format, cache.view.latent, cache.view.rope, numbers.data(),
+                      CacheSlot(cache.view, slot));
   }
 }
 
@@ -52,8 +53,14 @@ Cache MakeCache(Random& random, const CacheShape& shape, const std::vector<std::
   cache.bytes.resize(cache.view.num_blocks * shape.block_size * cache.view.record_bytes());
   cache.view.data = cache.bytes.data();
   FillRecords(cache, random);
-  cache.batch = {static_cast<int32_t>(sequences), 0, static_cast<int32_t>(longest), cache.query_start.data(),
-                 cache.kv_len.data(), cache.block_table.data(), stride, shard};
+  cache.batch = {static_cast<int32_t>(sequences),
+                 0,
+                 static_cast<int32_t>(longest),
+                 cache.query_start.data(),
+                 cache.kv_len.data(),
+                 cache.block_table.data(),
+                 stride,
+                 shard};
   return cache;
 }
 
@@ -72,8 +79,13 @@ TEST_P(AttentionOps, MlaAttention) {
         Rows out(DType::kF32, tokens, heads * shape.latent, 2), expected(DType::kF32, tokens, heads * shape.latent);
         Rows lse(DType::kF32, tokens, heads, 1), expected_lse(DType::kF32, tokens, heads);
         const HeadsView all = AsHeads(q.view(), heads, shape.latent + 24);
-        MlaAttentionParams p{all.Dims(0, shape.latent), all.Dims(shape.latent, 24), cache.view, cache.batch, 0.08f,
-                             AsHeads(out.view(), heads, shape.latent), lse.view()};
+        MlaAttentionParams p{all.Dims(0, shape.latent),
+                             all.Dims(shape.latent, 24),
+                             cache.view,
+                             cache.batch,
+                             0.08f,
+                             AsHeads(out.view(), heads, shape.latent),
+                             lse.view()};
         ops().MlaAttention(p, stream());
         p.out = AsHeads(expected.view(), heads, shape.latent);
         p.lse = expected_lse.view();
@@ -94,14 +106,20 @@ TEST_P(AttentionOps, MergedContextShardsAreTheWhole) {
   const Rows q = RandomRows(random, queries, heads * (latent + rope));
   const HeadsView all = AsHeads(q.view(), heads, latent + rope);
   Rows expected(DType::kF32, queries, heads * latent), expected_lse(DType::kF32, queries, heads);
-  MlaAttentionParams p{all.Dims(0, latent), all.Dims(latent, rope), whole.view, whole.batch, 0.2f,
-                       AsHeads(expected.view(), heads, latent), expected_lse.view()};
+  MlaAttentionParams p{all.Dims(0, latent),
+                       all.Dims(latent, rope),
+                       whole.view,
+                       whole.batch,
+                       0.2f,
+                       AsHeads(expected.view(), heads, latent),
+                       expected_lse.view()};
   reference().MlaAttention(p, stream());
-  for (int size : {2, 3, 32}) {   // 32 ranks: some hold nothing
+  for (int size : {2, 3, 32}) {  // 32 ranks: some hold nothing
     Rows merged(DType::kF32, queries, heads * latent), merged_lse(DType::kF32, queries, heads);
     for (int rank = 0; rank < size; ++rank) {
       std::vector<int32_t> table;
-      for (int32_t global = rank; global < whole.batch.table_stride; global += size) table.push_back(whole.block_table[global]);
+      for (int32_t global = rank; global < whole.batch.table_stride; global += size)
+        table.push_back(whole.block_table[global]);
       Rows out(DType::kF32, queries, heads * latent), lse(DType::kF32, queries, heads);
       p.batch.shard = {size, rank, block};
       p.batch.block_table = table.data();
@@ -110,8 +128,9 @@ TEST_P(AttentionOps, MergedContextShardsAreTheWhole) {
       p.lse = rank == 0 ? merged_lse.view() : lse.view();
       ops().MlaAttention(p, stream());
       if (rank == 0) continue;
-      ops().MergeAttention({AsHeads(merged.view(), heads, latent), merged_lse.view(), AsHeads(out.view(), heads, latent),
-                            lse.view()}, stream());
+      ops().MergeAttention(
+          {AsHeads(merged.view(), heads, latent), merged_lse.view(), AsHeads(out.view(), heads, latent), lse.view()},
+          stream());
     }
     EXPECT_LT(RelativeError(merged, expected), kBound) << size;
     EXPECT_LT(RelativeError(merged_lse, expected_lse), kBound) << size;
@@ -123,18 +142,20 @@ TEST_P(AttentionOps, GqaAttention) {
   for (CacheFormat format : kFormats) {
     for (const auto& lengths : kBatches) {
       const int32_t kv_heads = static_cast<int32_t>(random.Int(1, 4)), group = static_cast<int32_t>(random.Int(1, 5));
-      const int32_t dim = static_cast<int32_t>(random.Int(1, 40)), offset = static_cast<int32_t>(random.Int(0, group - 1));
+      const int32_t dim = static_cast<int32_t>(random.Int(1, 40)),
+                    offset = static_cast<int32_t>(random.Int(0, group - 1));
       const int64_t heads = kv_heads * group - offset - random.Int(0, group - 1 - offset);
       const Cache cache = MakeCache(random, {format, 2 * kv_heads * dim, 0, 16}, lengths);
       const int64_t tokens = cache.query_start.back();
       const Rows q = RandomRows(random, tokens, heads * dim);
       Rows out(DType::kF32, tokens, heads * dim, 3), expected(DType::kF32, tokens, heads * dim);
-      GqaAttentionParams p{AsHeads(q.view(), heads, dim), cache.view, cache.batch, kv_heads, group, offset, 0.2f,
+      GqaAttentionParams p{AsHeads(q.view(), heads, dim),  cache.view, cache.batch, kv_heads, group, offset, 0.2f,
                            AsHeads(out.view(), heads, dim)};
       ops().GqaAttention(p, stream());
       p.out = AsHeads(expected.view(), heads, dim);
       reference().GqaAttention(p, stream());
-      EXPECT_LT(RelativeError(out, expected), kBound) << CacheFormatName(format) << " heads " << heads << " dim " << dim;
+      EXPECT_LT(RelativeError(out, expected), kBound)
+          << CacheFormatName(format) << " heads " << heads << " dim " << dim;
     }
   }
 }
@@ -145,20 +166,36 @@ TEST_P(AttentionOps, PrefillAttention) {
     int64_t queries, keys, position, key_begin;
     ContextShard shard;
   };
-  const Case cases[] = {{0, 5, 0, 0, {}},       {1, 0, 3, 0, {}},         {1, 1, 0, 0, {}},          {33, 33, 0, 0, {}},
-                        {70, 70, 0, 0, {}},     {40, 200, 160, 0, {}},    {40, 50, 100, 64, {}},     {5, 64, 20, 64, {}},
-                        {50, 90, 200, 0, {3, 1, 16}}, {50, 90, 130, 16, {2, 0, 16}}, {9, 40, 5, 0, {2, 1, 16}}};
+  const Case cases[] = {{0, 5, 0, 0, {}},
+                        {1, 0, 3, 0, {}},
+                        {1, 1, 0, 0, {}},
+                        {33, 33, 0, 0, {}},
+                        {70, 70, 0, 0, {}},
+                        {40, 200, 160, 0, {}},
+                        {40, 50, 100, 64, {}},
+                        {5, 64, 20, 64, {}},
+                        {50, 90, 200, 0, {3, 1, 16}},
+                        {50, 90, 130, 16, {2, 0, 16}},
+                        {9, 40, 5, 0, {2, 1, 16}}};
   for (const Case& c : cases) {
     for (int64_t heads : {1, 2, 7}) {
       const int64_t nope = random.Int(1, 72), rope = 2 * random.Int(1, 20), dim = random.Int(1, 80);
-      const Rows q = RandomRows(random, c.queries, heads * (nope + rope), 1), kv = RandomRows(random, c.keys, heads * (nope + dim));
+      const Rows q = RandomRows(random, c.queries, heads * (nope + rope), 1),
+                 kv = RandomRows(random, c.keys, heads * (nope + dim));
       const Rows k_rope = RandomRows(random, c.keys, rope, 7);
       const HeadsView expanded = AsHeads(kv.view(), heads, nope + dim);
       Rows out(DType::kF32, c.queries, heads * dim, 2), expected(DType::kF32, c.queries, heads * dim);
       Rows lse(DType::kF32, c.queries, heads), expected_lse(DType::kF32, c.queries, heads);
-      PrefillAttentionParams p{AsHeads(q.view(), heads, nope + rope), expanded.Dims(0, nope), k_rope.view(),
-                               expanded.Dims(nope, dim), c.position, c.key_begin, c.shard, 0.1f,
-                               AsHeads(out.view(), heads, dim), lse.view()};
+      PrefillAttentionParams p{AsHeads(q.view(), heads, nope + rope),
+                               expanded.Dims(0, nope),
+                               k_rope.view(),
+                               expanded.Dims(nope, dim),
+                               c.position,
+                               c.key_begin,
+                               c.shard,
+                               0.1f,
+                               AsHeads(out.view(), heads, dim),
+                               lse.view()};
       ops().PrefillAttention(p, stream());
       p.out = AsHeads(expected.view(), heads, dim);
       p.lse = expected_lse.view();
@@ -186,7 +223,8 @@ TEST_P(AttentionOps, LatentWriteThenGather) {
   for (CacheFormat format : kFormats) {
     for (int32_t latent : {1, 80, 128, 200}) {
       const int32_t rope = 24, tokens = 37;
-      Cache cache = MakeCache(random, {format, latent, rope, 16}, {{1, 60}}), other = MakeCache(random, {format, latent, rope, 16}, {{1, 60}});
+      Cache cache = MakeCache(random, {format, latent, rope, 16}, {{1, 60}}),
+            other = MakeCache(random, {format, latent, rope, 16}, {{1, 60}});
       other.bytes = cache.bytes;
       other.view.data = other.bytes.data();
       const Rows x = RandomRows(random, tokens, latent + rope, 3), weight = RandomRows(random, 1, latent);
@@ -197,8 +235,10 @@ TEST_P(AttentionOps, LatentWriteThenGather) {
         positions[t] = static_cast<int32_t>(random.Int(0, 99));
         slots[t] = t % 5 == 3 ? -1 : SlotOfToken(cache.view, cache.block_table.data(), t);
       }
-      LatentWriteParams p{x.view(), weight.view().Reshape({latent}), 1e-6f, positions.data(), cos_sin.view(), latent % 2 == 0,
-                          slots.data(), cache.view};
+      LatentWriteParams p{x.view(),       weight.view().Reshape({latent}),
+                          1e-6f,          positions.data(),
+                          cos_sin.view(), latent % 2 == 0,
+                          slots.data(),   cache.view};
       ops().LatentWrite(p, stream());
       p.cache = other.view;
       reference().LatentWrite(p, stream());
@@ -207,7 +247,8 @@ TEST_P(AttentionOps, LatentWriteThenGather) {
       reference().LatentGather({other.view, cache.block_table.data(), 3, 45, expected.view()}, stream());
       // A number beside a rounding boundary may get the neighbouring code.
       const double bound[] = {kBound, 1e-3, 1e-2, 1e-2};
-      EXPECT_LT(RelativeError(got, expected), bound[static_cast<int>(format)]) << CacheFormatName(format) << " " << latent;
+      EXPECT_LT(RelativeError(got, expected), bound[static_cast<int>(format)])
+          << CacheFormatName(format) << " " << latent;
     }
   }
 }
@@ -246,7 +287,8 @@ TEST(AttentionThreads, ResultsAreBitwiseEqual) {
     const auto stream = device.CreateStream();
     Rows out(DType::kF32, 4, 6 * 80);
     const HeadsView all = AsHeads(q.view(), 6, 104);
-    ops->MlaAttention({all.Dims(0, 80), all.Dims(80, 24), cache.view, cache.batch, 0.1f, AsHeads(out.view(), 6, 80), {}}, *stream);
+    ops->MlaAttention(
+        {all.Dims(0, 80), all.Dims(80, 24), cache.view, cache.batch, 0.1f, AsHeads(out.view(), 6, 80), {}}, *stream);
     outs.push_back(std::move(out));
   }
   EXPECT_EQ(outs[0].bytes(), outs[1].bytes());

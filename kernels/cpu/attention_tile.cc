@@ -10,7 +10,8 @@ int64_t AttentionTile::ScratchFloats(int64_t key_dim, int64_t value_dim) {
   return kTileRows * (2 * key_dim + value_dim + kTileKeys + 4);
 }
 
-AttentionTile::AttentionTile(float* scratch, int64_t key_dim, int64_t value_dim) : key_dim_(key_dim), value_dim_(value_dim) {
+AttentionTile::AttentionTile(float* scratch, int64_t key_dim, int64_t value_dim)
+    : key_dim_(key_dim), value_dim_(value_dim) {
   float* next = scratch;
   auto take = [&](int64_t floats) { return std::exchange(next, next + floats); };
   panel_ = take(key_dim * kTileRows);
@@ -53,8 +54,8 @@ void AttentionTile::Consume(const KeyBlock& block) {
   for (int64_t r = 0; r < rows_ && !first_; ++r) {
     if (rescale_[r] != 1.0f) kernels.scale(out_ + r * value_dim_, rescale_[r], value_dim_);
   }
-  kernels.outer_transposed({scores_, kTileRows, block.values.data, block.values.stride, out_, value_dim_, rows_, value_dim_,
-                            keys, !first_});
+  kernels.outer_transposed(
+      {scores_, kTileRows, block.values.data, block.values.stride, out_, value_dim_, rows_, value_dim_, keys, !first_});
   first_ = false;
 }
 

@@ -28,11 +28,11 @@ class AttentionTile {
 
   // Forgets everything; rows must be set again.
   void Start(int64_t rows, float scale);
-  float* query(int64_t row) { return queries_ + row * key_dim_; }   // [key_dim], written by the caller
+  float* query(int64_t row) { return queries_ + row * key_dim_; }  // [key_dim], written by the caller
   void QueriesDone();
 
   // Row r sees the first limits[r] keys of the next block (0: none, the block's size or more: all).
-  int32_t* limits() { return limits_; }                             // [kTileRows]
+  int32_t* limits() { return limits_; }  // [kTileRows]
   void Consume(const KeyBlock& block);
 
   // Results of row r: the weighted sum of values is sums(r) / total(r) where total(r) > 0, else no key was visible.
@@ -45,11 +45,11 @@ class AttentionTile {
   int64_t rows_ = 0;
   float scale_ = 1;
   bool first_ = true;
-  float* panel_;      // [key_dim][kTileRows] queries
-  float* queries_;    // [kTileRows][key_dim]
-  float* scores_;     // [kTileKeys][kTileRows]
-  float* out_;        // [kTileRows][value_dim]
-  float* largest_;    // [kTileRows] each
+  float* panel_;    // [key_dim][kTileRows] queries
+  float* queries_;  // [kTileRows][key_dim]
+  float* scores_;   // [kTileKeys][kTileRows]
+  float* out_;      // [kTileRows][value_dim]
+  float* largest_;  // [kTileRows] each
   float* total_;
   float* rescale_;
   int32_t* limits_;

@@ -23,7 +23,9 @@ void EncodeF8(const float* numbers, int64_t n, float forward, uint8_t* codes) {
   for (int64_t i = 0; i < n; ++i) codes[i] = FloatToF8E4M3(numbers[i] * forward);
 }
 
-uint32_t SixBitCode(float scaled) { return static_cast<uint32_t>(std::nearbyint(std::clamp(scaled, -31.0f, 31.0f)) + 32); }
+uint32_t SixBitCode(float scaled) {
+  return static_cast<uint32_t>(std::nearbyint(std::clamp(scaled, -31.0f, 31.0f)) + 32);
+}
 
 void Encode6Bit(const float* numbers, int64_t n, float forward, uint8_t* codes) {
   for (int64_t i = 0; i < n; i += 4) {

@@ -17,7 +17,7 @@ TEST(CacheRecord, SizesAreAsPublished) {
   EXPECT_EQ(CacheRecordBytes(CacheFormat::kBF16, 512, 64), 1152);
   EXPECT_EQ(CacheRecordBytes(CacheFormat::kF8, 512, 64), 656);
   EXPECT_EQ(CacheRecordBytes(CacheFormat::k6Bit, 512, 64), 384 + 16 + 128);
-  EXPECT_EQ(CacheRecordBytes(CacheFormat::k6Bit, 30, 2), 24 + 4 + 4);   // 23 bytes of codes, padded
+  EXPECT_EQ(CacheRecordBytes(CacheFormat::k6Bit, 30, 2), 24 + 4 + 4);  // 23 bytes of codes, padded
 }
 
 std::vector<float> RandomNumbers(uint32_t seed, int64_t n) {
@@ -39,8 +39,9 @@ TEST(CacheRecord, ComesBackWithinHalfAStep) {
       DecodeCacheRecord(format, latent, 24, record.data(), back.data());
       for (int64_t i = 0; i < latent + 24; ++i) {
         float largest = 0;
-        for (int64_t j = i / 128 * 128; j < std::min(latent, (i / 128 + 1) * 128); ++j) largest = std::max(largest, std::fabs(numbers[j]));
-        double bound = std::fabs(numbers[i]) / 256;   // bf16
+        for (int64_t j = i / 128 * 128; j < std::min(latent, (i / 128 + 1) * 128); ++j)
+          largest = std::max(largest, std::fabs(numbers[j]));
+        double bound = std::fabs(numbers[i]) / 256;  // bf16
         if (format == CacheFormat::kF32) bound = 0;
         if (format == CacheFormat::kF8 && i < latent) bound = std::fabs(numbers[i]) / 16 + largest / 448 / 1024;
         if (format == CacheFormat::k6Bit && i < latent) bound = largest / 31 * 0.5001;
@@ -58,7 +59,7 @@ TEST(CacheRecord, ByteLayout) {
   EncodeCacheRecord(CacheFormat::k6Bit, 130, 2, numbers.data(), record.data());
   EXPECT_EQ(record[0] | record[1] << 8 | record[2] << 16, 63 | 1 << 6 | 33 << 12 | 32 << 18);
   float scales[2];
-  std::memcpy(scales, record.data() + 100, 8);   // 33 groups of 3 bytes are 99, padded to 100
+  std::memcpy(scales, record.data() + 100, 8);  // 33 groups of 3 bytes are 99, padded to 100
   EXPECT_EQ(scales[0], 1.0f);
   EXPECT_EQ(scales[1], 2.0f);
   uint16_t rope;

@@ -19,8 +19,8 @@ class CpuContext {
   CpuDevice& device() { return device_; }
   ThreadPool& pool() { return device_.pool(); }
 
-  // At least `floats` floats, 64-byte aligned, contents undefined; valid until the slot is asked for again. Called by the
-  // rank's thread only, before its parallel loop. Throws Error(kResourceExhausted).
+  // At least `floats` floats, 64-byte aligned, contents undefined; valid until the slot is asked for again. Called by
+  // the rank's thread only, before its parallel loop. Throws Error(kResourceExhausted).
   float* Scratch(ScratchSlot slot, int64_t floats);
   // The same for each thread: thread i's area begins at i * stride.
   struct PerThread {

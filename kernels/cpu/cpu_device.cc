@@ -80,11 +80,13 @@ void CpuDevice::Fill(void* device_to, int byte, size_t bytes, Stream&) {
 
 Result<std::unique_ptr<Device>> CreateCpuDevice(const DeviceOptions& options) {
   if (options.threads < 0 || options.threads > 4096) {
-    return InvalidArgument("--threads " + std::to_string(options.threads) + ": give 0 (the cores this rank is bound to) to 4096");
+    return InvalidArgument("--threads " + std::to_string(options.threads) +
+                           ": give 0 (the cores this rank is bound to) to 4096");
   }
   const int usable = UsableThreads(options.local_size);
   const int threads = options.threads > 0 ? options.threads : usable;
-  std::unique_ptr<Device> device = std::make_unique<CpuDevice>(threads, threads <= usable, UsableMemory(options.local_size));
+  std::unique_ptr<Device> device =
+      std::make_unique<CpuDevice>(threads, threads <= usable, UsableMemory(options.local_size));
   return device;
 }
 

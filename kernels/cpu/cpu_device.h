@@ -21,7 +21,7 @@ class CpuDevice : public Device {
   std::string name() const override;
   size_t total_memory() const override { return memory_limit_; }
   size_t free_memory() const override;
-  void* Allocate(size_t bytes) override;    // thread-safe
+  void* Allocate(size_t bytes) override;  // thread-safe
   void Free(void* memory) override;
   std::unique_ptr<Stream> CreateStream() override;
   void CopyToDevice(void* device_to, const void* host_from, size_t bytes, Stream& stream) override;

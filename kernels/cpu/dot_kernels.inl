@@ -30,12 +30,12 @@ static inline void DotStep(const W* const (&w)[R], const float* const (&x)[M], i
   }
 }
 
-// acc[r][m] += w[r] * scale[r] . x[m] over [begin, end); without kScaled the scales are left out. `ahead` elements further
-// lies what the next rows will read: the hardware's streams would start anew with every group of rows.
+// acc[r][m] += w[r] * scale[r] . x[m] over [begin, end); without kScaled the scales are left out. `ahead` elements
+// further lies what the next rows will read: the hardware's streams would start anew with every group of rows.
 template <bool kScaled, typename W, int R, int M>
-static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M], int64_t begin, int64_t end, int64_t ahead,
-                              const Vec (&scale)[R], Vec (&acc)[R][M]) {
-  constexpr int kSteps = 64 / static_cast<int>(sizeof(W)) / kLanes;   // one cache line of each row
+static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M], int64_t begin, int64_t end,
+                              int64_t ahead, const Vec (&scale)[R], Vec (&acc)[R][M]) {
+  constexpr int kSteps = 64 / static_cast<int>(sizeof(W)) / kLanes;  // one cache line of each row
   int64_t k = begin;
   for (; k + kSteps * kLanes <= end; k += kSteps * kLanes) {
 #pragma GCC unroll 8
@@ -55,8 +55,8 @@ static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M]
   }
 }
 
-// The same with one scale per block of columns. One token: each block's sum is multiplied once. Several: the sums of two
-// levels would not fit the registers, and the multiplication of a weight is shared by the tokens.
+// The same with one scale per block of columns. One token: each block's sum is multiplied once. Several: the sums of
+// two levels would not fit the registers, and the multiplication of a weight is shared by the tokens.
 template <typename W, int R, int M>
 static inline void ScaledDot(const WeightRows& weights, int64_t row, const W* const (&w)[R], const float* const (&x)[M],
                              int64_t k, Vec (&acc)[R][M]) {

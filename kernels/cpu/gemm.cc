@@ -31,7 +31,8 @@ void Gemm(CpuContext& context, const GemmParams& p) {
   const float* bias = p.bias.data != nullptr ? p.bias.f32() : nullptr;
   ForBlocks(context, p.x.rows(), p.w, [&](int64_t token, int64_t tokens, int64_t row, int64_t end, int thread) {
     MultiplyRows({x.data + token * x.stride, x.stride, tokens, p.w, bias, rows.data + token * rows.stride, rows.stride,
-                  p.accumulate}, row, end, scratch.Of(thread));
+                  p.accumulate},
+                 row, end, scratch.Of(thread));
   });
   out.Finish();
 }

@@ -21,7 +21,8 @@ std::vector<Item> MakeItems(const int32_t* offsets, int32_t experts, const Weigh
     for (int64_t token = offsets[e]; token < offsets[e + 1]; token += kProductTokens) {
       const int64_t tokens = std::min<int64_t>(kProductTokens, offsets[e + 1] - token);
       const int64_t grain = ProductRowGrain(tokens, w);
-      for (int64_t row = 0; row < w.rows; row += grain) items.push_back({e, token, tokens, row, std::min(row + grain, w.rows)});
+      for (int64_t row = 0; row < w.rows; row += grain)
+        items.push_back({e, token, tokens, row, std::min(row + grain, w.rows)});
     }
   }
   return items;
@@ -38,7 +39,8 @@ void GroupedGemm(CpuContext& context, const GroupedGemmParams& p) {
   context.pool().ParallelFor(static_cast<int64_t>(items.size()), 1, [&](int64_t begin, int64_t, int thread) {
     const Item& item = items[begin];
     MultiplyRows({x.data + item.token * x.stride, x.stride, item.tokens, p.w.At(item.expert), nullptr,
-                  rows.data + item.token * rows.stride, rows.stride, false}, item.row, item.end, scratch.Of(thread));
+                  rows.data + item.token * rows.stride, rows.stride, false},
+                 item.row, item.end, scratch.Of(thread));
   });
   out.Finish();
 }
@@ -55,8 +57,8 @@ void GroupedGateUp(CpuContext& context, const GroupedGateUpParams& p) {
     float* gate = scratch.Of(thread) + kProductScratch;
     float* up = rows.data + item.token * rows.stride;
     const float* tokens_x = x.data + item.token * x.stride;
-    MultiplyRows({tokens_x, x.stride, item.tokens, p.gate.At(item.expert), nullptr, gate - item.row, cols, false}, item.row,
-                 item.end, scratch.Of(thread));
+    MultiplyRows({tokens_x, x.stride, item.tokens, p.gate.At(item.expert), nullptr, gate - item.row, cols, false},
+                 item.row, item.end, scratch.Of(thread));
     MultiplyRows({tokens_x, x.stride, item.tokens, p.up.At(item.expert), nullptr, up, rows.stride, false}, item.row,
                  item.end, scratch.Of(thread));
     for (int64_t t = 0; t < item.tokens; ++t) {

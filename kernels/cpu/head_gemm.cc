@@ -20,7 +20,8 @@ WeightView HeadRows(const HeadGemmParams& p, int64_t head) {
 }
 
 // x[tokens, row_count] times the head's rows as they lie: row i of the weights is row i of the right matrix.
-void MultiplyTransposed(const HeadGemmParams& p, int64_t head, int64_t token, int64_t tokens, int64_t begin, int64_t end) {
+void MultiplyTransposed(const HeadGemmParams& p, int64_t head, int64_t token, int64_t tokens, int64_t begin,
+                        int64_t end) {
   const WeightView w = HeadRows(p, head);
   const char* columns = static_cast<const char*>(w.data) + begin * static_cast<int64_t>(DTypeSize(w.dtype));
   Kernels().outer[static_cast<int>(KindOf(w.dtype))]({p.x.f32(token, head), p.x.token_stride, columns, w.cols,
@@ -31,7 +32,8 @@ void MultiplyTransposed(const HeadGemmParams& p, int64_t head, int64_t token, in
 void MultiplyHead(const HeadGemmParams& p, int64_t head, int64_t token, int64_t tokens, int64_t begin, int64_t end,
                   float* scratch) {
   MultiplyRows({p.x.f32(token, head), p.x.token_stride, tokens, HeadRows(p, head), nullptr, p.out.f32(token, head),
-                p.out.token_stride, false}, begin, end, scratch);
+                p.out.token_stride, false},
+               begin, end, scratch);
 }
 
 }  // namespace

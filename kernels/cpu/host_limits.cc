@@ -72,7 +72,8 @@ size_t Room(size_t limit, size_t used, size_t droppable) {
 size_t CgroupRoom() {
   size_t room = kUnlimited;
   for (const std::string& folder : CgroupFolders("")) {
-    const size_t used = ReadKey(folder + "/memory.stat", "anon").has_value() ? ReadLimit(folder + "/memory.current") : 0;
+    const size_t used =
+        ReadKey(folder + "/memory.stat", "anon").has_value() ? ReadLimit(folder + "/memory.current") : 0;
     const size_t cache = ReadKey(folder + "/memory.stat", "inactive_file").value_or(0);
     room = std::min(room, Room(ReadLimit(folder + "/memory.max"), used, cache));
   }
@@ -126,7 +127,8 @@ int QuotaCores() {
   for (const std::string& folder : CgroupFolders("")) {
     std::istringstream text(FirstLine(folder + "/cpu.max").value_or("max"));
     double quota, period;
-    if (text >> quota >> period && period > 0) cores = std::min(cores, std::max(1, static_cast<int>(quota / period + 0.5)));
+    if (text >> quota >> period && period > 0)
+      cores = std::min(cores, std::max(1, static_cast<int>(quota / period + 0.5)));
   }
   return cores;
 }

@@ -1,8 +1,9 @@
 // The inner kernels of one instruction set as function pointers, chosen once per process.
 //
-// Instruction-set files (*_avx2.cc, *_avx512.cc) define nothing but such tables: everything in them has internal linkage
-// or a namespace of its own and takes only the plain structs below, so that no function compiled for a newer machine can
-// be picked by the linker for portable code. Kernels run on one thread and know nothing of tensors or threads.
+// Instruction-set files (*_avx2.cc, *_avx512.cc) define nothing but such tables: everything in them has internal
+// linkage or a namespace of its own and takes only the plain structs below, so that no function compiled for a newer
+// machine can be picked by the linker for portable code. Kernels run on one thread and know nothing of tensors or
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,8 @@ struct DotArgs {
   bool accumulate;
 };
 
-// c[m][n] (+)= sum over k of a[m][k] b[k][n], where a[m][k] is at a + m * a_stride + k, or at a + k * a_stride + m in the
-// transposed form. b is a float matrix (packed or not) or unscaled weights.
+// c[m][n] (+)= sum over k of a[m][k] b[k][n], where a[m][k] is at a + m * a_stride + k, or at a + k * a_stride + m in
+// the transposed form. b is a float matrix (packed or not) or unscaled weights.
 struct OuterArgs {
   const float* a;
   int64_t a_stride;
@@ -49,8 +50,8 @@ struct OuterArgs {
   bool accumulate;
 };
 
-// Dequantises columns [0, k) of `rows` (at most kPanelCols) weight rows into a panel [k][kPanelCols], rows missing at the
-// end as zeros.
+// Dequantises columns [0, k) of `rows` (at most kPanelCols) weight rows into a panel [k][kPanelCols], rows missing at
+// the end as zeros.
 struct PackArgs {
   WeightRows w;
   int64_t rows;
@@ -60,27 +61,27 @@ struct PackArgs {
 constexpr int64_t kPanelCols = 32;
 
 // One block of an online softmax (FlashAttention, Dao et al. 2022, algorithm 1) for up to kTileRows rows side by side.
-// scores [keys][kTileRows] become exp(scale * score - new maximum), 0 for keys at and after a row's limit; `largest` and
-// `sum` are updated, `rescale` is what earlier sums must be multiplied with.
+// scores [keys][kTileRows] become exp(scale * score - new maximum), 0 for keys at and after a row's limit; `largest`
+// and `sum` are updated, `rescale` is what earlier sums must be multiplied with.
 struct SoftmaxArgs {
   float* scores;
   int64_t keys;
-  int64_t rows;            // rows in use
-  const int32_t* limits;   // [kTileRows] visible keys of this block for each row
+  int64_t rows;           // rows in use
+  const int32_t* limits;  // [kTileRows] visible keys of this block for each row
   float scale;
-  float* largest;          // [kTileRows], -inf at first
-  float* sum;              // [kTileRows]
-  float* rescale;          // [kTileRows]
+  float* largest;  // [kTileRows], -inf at first
+  float* sum;      // [kTileRows]
+  float* rescale;  // [kTileRows]
 };
 constexpr int64_t kTileRows = 32;
 
 struct KernelTable {
   const char* name;
-  int64_t outer_rows;      // rows of the register tile of `outer`
-  int64_t dot_tokens;      // up to this many tokens `dot` beats packing for `outer`
+  int64_t outer_rows;  // rows of the register tile of `outer`
+  int64_t dot_tokens;  // up to this many tokens `dot` beats packing for `outer`
   void (*dot[kWeightKinds])(const DotArgs&);
-  void (*outer[kWeightKinds - 1])(const OuterArgs&);   // no block scales
-  void (*outer_transposed)(const OuterArgs&);          // float b
+  void (*outer[kWeightKinds - 1])(const OuterArgs&);  // no block scales
+  void (*outer_transposed)(const OuterArgs&);         // float b
   void (*pack[kWeightKinds])(const PackArgs&);
   void (*softmax)(const SoftmaxArgs&);
   void (*to_float[kWeightKinds])(const void* source, float* target, int64_t n, float scale);
@@ -98,12 +99,12 @@ struct KernelTable {
 };
 
 const KernelTable& PortableKernels();
-const KernelTable* Avx2Kernels();      // nullptr when this build has none
+const KernelTable* Avx2Kernels();  // nullptr when this build has none
 const KernelTable* Avx512Kernels();
 
 // The best table this machine can run; SetKernels forces one (tests). Not thread-safe against running operations.
 const KernelTable& Kernels();
-void SetKernels(const KernelTable* table);   // nullptr: choose again
+void SetKernels(const KernelTable* table);  // nullptr: choose again
 
 // Every table that this machine can run, the portable one first. `count` is set.
 const KernelTable* const* RunnableKernels(int* count);

@@ -1,5 +1,5 @@
-// All kernels of one instruction set. The including file has included its simd_*.h and defines LM_ISA, the namespace, and
-// LM_ISA_NAME.
+// All kernels of one instruction set. The including file has included its simd_*.h and defines LM_ISA, the namespace,
+// and LM_ISA_NAME.
 #include "kernels/cpu/kernel_table.h"
 
 namespace latentmesh::LM_ISA {
@@ -26,7 +26,7 @@ static const KernelTable kTable = {
     Axpy,
     SiluTimes,
     FmaBurn,
-    kBurnChains * kLanes * 2,
+    kBurnChains* kLanes * 2,
 };
 
 }  // namespace latentmesh::LM_ISA

@@ -15,7 +15,8 @@ void WriteRecord(const LatentWriteParams& p, const float* x, int64_t t, float* r
   const float inverse = 1.0f / std::sqrt(Kernels().sum_squares(x, latent) / static_cast<float>(latent) + p.eps);
   Kernels().scale_by(x, inverse, p.norm_weight.f32(), record, latent);
   std::copy(x + latent, x + latent + rope, record + latent);
-  if (rope > 0) RotateRow(p.cos_sin.f32() + p.positions[t] * p.cos_sin.row_stride, p.interleaved, rope, record + latent);
+  if (rope > 0)
+    RotateRow(p.cos_sin.f32() + p.positions[t] * p.cos_sin.row_stride, p.interleaved, rope, record + latent);
   EncodeCacheRecord(p.cache.format, latent, rope, record, CacheSlot(p.cache, p.slots[t]));
 }
 

@@ -97,11 +97,17 @@ TEST_P(LinearOps, HeadGemm) {
         const int64_t nope = random.Int(1, 50), value = random.Int(1, 60), latent = random.Int(1, 90);
         const Weight w = RandomWeight(random, dtype, heads * (nope + value), latent);
         for (bool transpose : {false, true}) {
-          const int64_t count = transpose ? nope : value, in = transpose ? nope : latent, to = transpose ? latent : value;
+          const int64_t count = transpose ? nope : value, in = transpose ? nope : latent,
+                        to = transpose ? latent : value;
           const Rows x = RandomRows(random, tokens, heads * (in + 3));
           Rows out(DType::kF32, tokens, heads * to, 2), expected(DType::kF32, tokens, heads * to);
-          HeadGemmParams p{AsHeads(x.view(), heads, in + 3).Dims(2, in), w.view, nope + value, transpose ? 0 : nope, count,
-                           transpose, AsHeads(out.view(), heads, to)};
+          HeadGemmParams p{AsHeads(x.view(), heads, in + 3).Dims(2, in),
+                           w.view,
+                           nope + value,
+                           transpose ? 0 : nope,
+                           count,
+                           transpose,
+                           AsHeads(out.view(), heads, to)};
           ops().HeadGemm(p, stream());
           p.out = AsHeads(expected.view(), heads, to);
           reference().HeadGemm(p, stream());
@@ -118,7 +124,8 @@ TEST_P(LinearOps, GroupedProducts) {
   for (int round = 0; round < 8; ++round) {
     const int experts = static_cast<int>(random.Int(1, 7));
     std::vector<int32_t> offsets{0};
-    for (int e = 0; e < experts; ++e) offsets.push_back(offsets.back() + static_cast<int32_t>(random.Int(0, 3) * random.Int(0, 14)));
+    for (int e = 0; e < experts; ++e)
+      offsets.push_back(offsets.back() + static_cast<int32_t>(random.Int(0, 3) * random.Int(0, 14)));
     const int64_t rows = offsets.back(), k = random.Int(1, 150), n = random.Int(1, 70);
     const DType dtype = kWeightTypes[round % 4];
     const Weight all = RandomWeight(random, dtype, n * experts, k), other = RandomWeight(random, dtype, n * experts, k);
@@ -188,8 +195,8 @@ TEST_P(LinearOps, Rope) {
       std::vector<int32_t> positions;
       for (int t = 0; t < 9; ++t) positions.push_back(static_cast<int32_t>(random.Int(0, 49)));
       ops().Rope({AsHeads(x.view(), 3, dim + 5).Dims(5, dim), positions.data(), cos_sin.view(), interleaved}, stream());
-      reference().Rope({AsHeads(expected.view(), 3, dim + 5).Dims(5, dim), positions.data(), cos_sin.view(), interleaved},
-                       stream());
+      reference().Rope(
+          {AsHeads(expected.view(), 3, dim + 5).Dims(5, dim), positions.data(), cos_sin.view(), interleaved}, stream());
       EXPECT_LT(RelativeError(x, expected), kBound);
     }
   }
@@ -208,7 +215,7 @@ TEST_P(LinearOps, EmbedCastAdd) {
     Rows cast(dtype, 6, 72, 1), back(DType::kF32, 6, 72);
     ops().Cast({out.view(), cast.view()}, stream());
     ops().Cast({cast.view(), back.view()}, stream());
-    EXPECT_EQ(RelativeError(back, expected), 0);   // the table's own numbers survive
+    EXPECT_EQ(RelativeError(back, expected), 0);  // the table's own numbers survive
     ops().Add({expected.view(), out.view()}, stream());
     EXPECT_EQ(out.Get(0, 3), 2 * expected.Get(0, 3));
   }

@@ -13,7 +13,8 @@ struct Routed {
 };
 
 Routed RunRoute(Ops& ops, Stream& stream, RouterParams p) {
-  Routed result{std::vector<int32_t>(p.logits.rows() * p.top_k, -7), std::vector<float>(p.logits.rows() * p.top_k, NAN)};
+  Routed result{std::vector<int32_t>(p.logits.rows() * p.top_k, -7),
+                std::vector<float>(p.logits.rows() * p.top_k, NAN)};
   p.ids = result.ids.data();
   p.weights = result.weights.data();
   ops.Route(p, stream);
@@ -28,14 +29,16 @@ TEST_P(MoeOps, RouteMatchesReference) {
       for (TopkMethod method : {TopkMethod::kGreedy, TopkMethod::kGroupLimitedGreedy, TopkMethod::kNoAuxTc}) {
         Rows logits = RandomRows(random, 21, experts, 2);
         const Rows bias = RandomRows(random, 1, experts);
-        for (int64_t e = 0; e < experts; ++e) logits.Set(3, e, 0.5f * static_cast<float>(e % 3));   // many ties
+        for (int64_t e = 0; e < experts; ++e) logits.Set(3, e, 0.5f * static_cast<float>(e % 3));  // many ties
         logits.Set(5, 1, NAN);
-        RouterParams p{logits.view(), {}, scoring, method, groups, kept, top_k, random.Int(0, 1) == 1, 2.5f, nullptr, nullptr};
+        RouterParams p{logits.view(),         {},   scoring, method, groups, kept, top_k,
+                       random.Int(0, 1) == 1, 2.5f, nullptr, nullptr};
         if (method == TopkMethod::kNoAuxTc) p.bias = bias.view().Reshape({experts});
         const Routed got = RunRoute(ops(), stream(), p), expected = RunRoute(reference(), stream(), p);
         EXPECT_EQ(got.ids, expected.ids);
         for (size_t i = 0; i < got.weights.size(); ++i) {
-          EXPECT_TRUE(got.weights[i] == expected.weights[i] || (std::isnan(got.weights[i]) && std::isnan(expected.weights[i])));
+          EXPECT_TRUE(got.weights[i] == expected.weights[i] ||
+                      (std::isnan(got.weights[i]) && std::isnan(expected.weights[i])));
         }
       }
     }
@@ -45,20 +48,38 @@ TEST_P(MoeOps, RouteMatchesReference) {
 // Worked by hand. Sigmoid scores are about .88 .5 .73 .27; the bias lifts expert 3 to the top without touching weights.
 TEST_P(MoeOps, BiasSelectsOnly) {
   std::vector<float> logits{2, 0, 1, -1}, bias{0, 0, 0, 3};
-  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 4}), TensorView(bias.data(), DType::kF32, {4}), ScoringFunc::kSigmoid,
-                 TopkMethod::kNoAuxTc, 1, 1, 2, false, 2.0f, nullptr, nullptr};
+  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 4}),
+                 TensorView(bias.data(), DType::kF32, {4}),
+                 ScoringFunc::kSigmoid,
+                 TopkMethod::kNoAuxTc,
+                 1,
+                 1,
+                 2,
+                 false,
+                 2.0f,
+                 nullptr,
+                 nullptr};
   const Routed got = RunRoute(ops(), stream(), p);
   EXPECT_EQ(got.ids, (std::vector<int32_t>{3, 0}));
   EXPECT_NEAR(got.weights[0], 2.0 / (1 + std::exp(1.0)), 1e-6);
   EXPECT_NEAR(got.weights[1], 2.0 / (1 + std::exp(-2.0)), 1e-6);
 }
 
-// Groups {0, 1}, {2, 3}: the second has the best single score, the first the best two. All biased scores are negative, so a
-// mask of 0 instead of -inf would choose masked experts.
+// Groups {0, 1}, {2, 3}: the second has the best single score, the first the best two. All biased scores are negative,
+// so a mask of 0 instead of -inf would choose masked experts.
 TEST_P(MoeOps, GroupsAreRankedAsTheMethodSays) {
   std::vector<float> logits{1.0f, 0.9f, 1.2f, -3.0f}, bias{-5, -5, -5, -5};
-  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 4}), TensorView(bias.data(), DType::kF32, {4}), ScoringFunc::kSigmoid,
-                 TopkMethod::kNoAuxTc, 2, 1, 2, true, 1.0f, nullptr, nullptr};
+  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 4}),
+                 TensorView(bias.data(), DType::kF32, {4}),
+                 ScoringFunc::kSigmoid,
+                 TopkMethod::kNoAuxTc,
+                 2,
+                 1,
+                 2,
+                 true,
+                 1.0f,
+                 nullptr,
+                 nullptr};
   EXPECT_EQ(RunRoute(ops(), stream(), p).ids, (std::vector<int32_t>{0, 1}));
   p.method = TopkMethod::kGroupLimitedGreedy;
   EXPECT_EQ(RunRoute(ops(), stream(), p).ids, (std::vector<int32_t>{2, 3}));
@@ -66,8 +87,17 @@ TEST_P(MoeOps, GroupsAreRankedAsTheMethodSays) {
 
 TEST_P(MoeOps, TiesGoToTheSmallerIndex) {
   std::vector<float> logits(8, 0.25f);
-  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 8}), {}, ScoringFunc::kSoftmax, TopkMethod::kGroupLimitedGreedy, 4, 2, 3,
-                 true, 1.0f, nullptr, nullptr};
+  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 8}),
+                 {},
+                 ScoringFunc::kSoftmax,
+                 TopkMethod::kGroupLimitedGreedy,
+                 4,
+                 2,
+                 3,
+                 true,
+                 1.0f,
+                 nullptr,
+                 nullptr};
   const Routed got = RunRoute(ops(), stream(), p);
   EXPECT_EQ(got.ids, (std::vector<int32_t>{0, 1, 2}));
   EXPECT_NEAR(got.weights[0], 1.0 / 3, 1e-6);
@@ -75,8 +105,17 @@ TEST_P(MoeOps, TiesGoToTheSmallerIndex) {
 
 TEST_P(MoeOps, AllNanStillChoosesDistinctExperts) {
   std::vector<float> logits(8, NAN);
-  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 8}), {}, ScoringFunc::kSoftmax, TopkMethod::kNoAuxTc, 4, 2, 3,
-                 true, 1.0f, nullptr, nullptr};
+  RouterParams p{TensorView(logits.data(), DType::kF32, {1, 8}),
+                 {},
+                 ScoringFunc::kSoftmax,
+                 TopkMethod::kNoAuxTc,
+                 4,
+                 2,
+                 3,
+                 true,
+                 1.0f,
+                 nullptr,
+                 nullptr};
   EXPECT_EQ(RunRoute(ops(), stream(), p).ids, (std::vector<int32_t>{0, 1, 2}));
 }
 
@@ -109,7 +148,8 @@ TEST_P(MoeOps, SortGatherCombine) {
     for (bool accumulate : {false, true}) {
       Rows out = RandomRows(random, tokens, 40), expected = out.Copy();
       ops().CombineRows({results.view(), row.data(), weights.data(), top_k, out.view(), accumulate}, stream());
-      reference().CombineRows({results.view(), row.data(), weights.data(), top_k, expected.view(), accumulate}, stream());
+      reference().CombineRows({results.view(), row.data(), weights.data(), top_k, expected.view(), accumulate},
+                              stream());
       EXPECT_LT(RelativeError(out, expected), kBound);
     }
   }

@@ -17,7 +17,8 @@ std::string Shape(const HeadsView& h) {
 void CheckWeight(const WeightView& w) {
   const bool plain = w.dtype == DType::kF32 || w.dtype == DType::kBF16 || w.dtype == DType::kF16;
   LM_CHECK_MSG(plain || w.dtype == DType::kF8E4M3, Shape(w));
-  LM_CHECK_MSG((w.dtype == DType::kF8E4M3) == (w.scales != nullptr), "fp8 weights and only they have scales: " + Shape(w));
+  LM_CHECK_MSG((w.dtype == DType::kF8E4M3) == (w.scales != nullptr),
+               "fp8 weights and only they have scales: " + Shape(w));
   LM_CHECK_MSG(w.scales == nullptr || (w.block_rows > 0 && w.block_cols > 0), Shape(w));
 }
 
@@ -44,7 +45,8 @@ void CheckParams(const EmbedParams& p) {
 }
 
 void CheckParams(const RmsNormParams& p) {
-  LM_CHECK_MSG(p.x.rows() == p.out.rows() && p.x.cols() == p.out.cols(), p.x.DebugString() + ", " + p.out.DebugString());
+  LM_CHECK_MSG(p.x.rows() == p.out.rows() && p.x.cols() == p.out.cols(),
+               p.x.DebugString() + ", " + p.out.DebugString());
   LM_CHECK_MSG(p.weight.size() == p.x.cols() && p.weight.dtype == DType::kF32, p.weight.DebugString());
   if (p.residual.data != nullptr) {
     LM_CHECK_MSG(p.residual.rows() == p.x.rows() && p.residual.cols() == p.x.cols(), p.residual.DebugString());
@@ -53,7 +55,8 @@ void CheckParams(const RmsNormParams& p) {
 
 void CheckParams(const GemmParams& p) {
   CheckProduct(p.x, p.w, p.out);
-  if (p.bias.data != nullptr) LM_CHECK_MSG(p.bias.size() == p.w.rows && p.bias.dtype == DType::kF32, p.bias.DebugString());
+  if (p.bias.data != nullptr)
+    LM_CHECK_MSG(p.bias.size() == p.w.rows && p.bias.dtype == DType::kF32, p.bias.DebugString());
 }
 
 void CheckParams(const HeadGemmParams& p) {
@@ -71,7 +74,8 @@ void CheckParams(const RopeParams& p) {
 
 void CheckParams(const LatentWriteParams& p) {
   LM_CHECK_MSG(p.kv_a.cols() == p.cache.latent + p.cache.rope, p.kv_a.DebugString());
-  LM_CHECK_MSG(p.norm_weight.size() == p.cache.latent && p.norm_weight.dtype == DType::kF32, p.norm_weight.DebugString());
+  LM_CHECK_MSG(p.norm_weight.size() == p.cache.latent && p.norm_weight.dtype == DType::kF32,
+               p.norm_weight.DebugString());
   LM_CHECK_MSG(p.cache.rope == 0 || p.cos_sin.cols() == p.cache.rope, p.cos_sin.DebugString());
 }
 
@@ -146,11 +150,13 @@ void CheckParams(const GroupedGateUpParams& p) {
 void CheckParams(const GroupedGemmParams& p) { CheckProduct(p.x, p.w.first, p.out); }
 
 void CheckParams(const AddParams& p) {
-  LM_CHECK_MSG(p.x.rows() == p.inout.rows() && p.x.cols() == p.inout.cols(), p.x.DebugString() + ", " + p.inout.DebugString());
+  LM_CHECK_MSG(p.x.rows() == p.inout.rows() && p.x.cols() == p.inout.cols(),
+               p.x.DebugString() + ", " + p.inout.DebugString());
 }
 
 void CheckParams(const CastParams& p) {
-  LM_CHECK_MSG(p.x.rows() == p.out.rows() && p.x.cols() == p.out.cols(), p.x.DebugString() + ", " + p.out.DebugString());
+  LM_CHECK_MSG(p.x.rows() == p.out.rows() && p.x.cols() == p.out.cols(),
+               p.x.DebugString() + ", " + p.out.DebugString());
 }
 
 }  // namespace latentmesh

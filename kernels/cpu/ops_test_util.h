@@ -176,6 +176,6 @@ class OpsTest : public testing::TestWithParam<OpsCase> {
   std::unique_ptr<Stream> stream_;
 };
 
-constexpr double kBound = 3e-6;   // f32 arithmetic against sums in double
+constexpr double kBound = 3e-6;  // f32 arithmetic against sums in double
 
 }  // namespace latentmesh::test

@@ -12,19 +12,19 @@
 namespace latentmesh {
 namespace {
 
-constexpr int64_t kTargetItems = 256;      // key ranges of all tiles together: bounds the memory of partial results
-constexpr int64_t kSmallestRange = 256;    // keys
+constexpr int64_t kTargetItems = 256;    // key ranges of all tiles together: bounds the memory of partial results
+constexpr int64_t kSmallestRange = 256;  // keys
 
 // Up to 32 consecutive (query, head) rows of one sequence and one head range.
 struct Tile {
   int32_t sequence;
   int32_t range;
-  int64_t first_row;        // query * heads of the range + head
+  int64_t first_row;  // query * heads of the range + head
   int64_t rows;
-  int64_t keys;             // local keys that its last query sees
-  int64_t range_keys;       // keys of one work item
+  int64_t keys;        // local keys that its last query sees
+  int64_t range_keys;  // keys of one work item
   int64_t splits;
-  int64_t partial;          // index of its first partial result, if there are several
+  int64_t partial;  // index of its first partial result, if there are several
 };
 
 struct Item {
@@ -54,7 +54,8 @@ void AddTiles(const PagedAttention& p, int32_t sequence, int32_t range, Plan& pl
 }
 
 void SplitTiles(Plan& plan) {
-  const int64_t most = std::max<int64_t>(1, kTargetItems / std::max<int64_t>(1, static_cast<int64_t>(plan.tiles.size())));
+  const int64_t most =
+      std::max<int64_t>(1, kTargetItems / std::max<int64_t>(1, static_cast<int64_t>(plan.tiles.size())));
   for (size_t i = 0; i < plan.tiles.size(); ++i) {
     Tile& tile = plan.tiles[i];
     const int64_t even = (tile.keys + most - 1) / most;
@@ -159,8 +160,8 @@ void RunPagedAttention(CpuContext& context, const PagedAttention& p) {
   const Plan plan = MakePlan(p);
   float* partials = context.Scratch(ScratchSlot::kPartial, plan.partials * PartialFloats(p));
   const RecordPart key{0, p.key_dim()}, value{0, p.value_dim};
-  const auto scratch = context.ThreadScratch(AttentionTile::ScratchFloats(key.dim, value.dim) +
-                                             RecordReader::ScratchFloats(key, value));
+  const auto scratch =
+      context.ThreadScratch(AttentionTile::ScratchFloats(key.dim, value.dim) + RecordReader::ScratchFloats(key, value));
   context.pool().ParallelFor(static_cast<int64_t>(plan.items.size()), 1, [&](int64_t i, int64_t, int thread) {
     RunItem(p, plan.tiles[plan.items[i].tile], plan.items[i].split, scratch.Of(thread), partials);
   });
@@ -181,8 +182,9 @@ void MlaAttention(CpuContext& context, const MlaAttentionParams& p) {
     return reference::MlaAttention(p);
   }
   if (p.q_latent.heads == 0) return;
-  RunPagedAttention(context, {{p.q_latent, p.q_rope}, p.cache, p.batch, p.scale, p.cache.latent,
-                              {{0, p.q_latent.heads, 0, 0}}, p.out, p.lse});
+  RunPagedAttention(
+      context,
+      {{p.q_latent, p.q_rope}, p.cache, p.batch, p.scale, p.cache.latent, {{0, p.q_latent.heads, 0, 0}}, p.out, p.lse});
 }
 
 void GqaAttention(CpuContext& context, const GqaAttentionParams& p) {

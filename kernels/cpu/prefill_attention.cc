@@ -71,11 +71,12 @@ void PrefillAttention(CpuContext& context, const PrefillAttentionParams& p) {
 
 void MergeAttention(CpuContext& context, const MergeAttentionParams& p) {
   if (p.out_a.dtype != DType::kF32 || p.out_b.dtype != DType::kF32) return reference::MergeAttention(p);
-  context.pool().ParallelFor(p.out_a.tokens, RowGrain(p.out_a.heads * p.out_a.dim), [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t h = 0; h < p.out_a.heads; ++h) MergeRow(p, t, h);
-    }
-  });
+  context.pool().ParallelFor(p.out_a.tokens, RowGrain(p.out_a.heads * p.out_a.dim),
+                             [&](int64_t begin, int64_t end, int) {
+                               for (int64_t t = begin; t < end; ++t) {
+                                 for (int64_t h = 0; h < p.out_a.heads; ++h) MergeRow(p, t, h);
+                               }
+                             });
 }
 
 }  // namespace latentmesh::cpu

@@ -10,8 +10,7 @@ constexpr int64_t kDotBytes = 64 << 10;                  // weight bytes of one 
 
 WeightRows RowsFrom(const WeightView& w, int64_t row, int64_t col) {
   const char* data = static_cast<const char*>(w.data) + (row * w.cols + col) * static_cast<int64_t>(DTypeSize(w.dtype));
-  return {data,         w.cols,       w.scales,           w.scale_cols,
-          w.block_rows, w.block_cols, w.row_offset + row, w.col_offset + col};
+  return {data, w.cols, w.scales, w.scale_cols, w.block_rows, w.block_cols, w.row_offset + row, w.col_offset + col};
 }
 
 void StartWithBias(const Product& p, int64_t begin, int64_t end) {

@@ -8,12 +8,12 @@
 namespace latentmesh {
 
 struct Product {
-  const float* x;            // [tokens, w.cols]
+  const float* x;  // [tokens, w.cols]
   int64_t x_stride;
   int64_t tokens;
   WeightView w;
-  const float* bias;         // [w.rows] or nullptr
-  float* out;                // [tokens, w.rows]
+  const float* bias;  // [w.rows] or nullptr
+  float* out;         // [tokens, w.rows]
   int64_t out_stride;
   bool accumulate;
 };

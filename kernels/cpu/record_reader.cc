@@ -82,7 +82,8 @@ KeyBlock RecordReader::Read(const int32_t* block_table, int64_t begin, int64_t c
     block.values = {record + value_.begin, stride, value_.dim};
     return block;
   }
-  for (int64_t i = 0; i < block.keys; ++i) CopyRecord(CacheSlot(cache_, SlotOfToken(cache_, block_table, begin + i)), i);
+  for (int64_t i = 0; i < block.keys; ++i)
+    CopyRecord(CacheSlot(cache_, SlotOfToken(cache_, block_table, begin + i)), i);
   block.parts[0] = {scratch_, stride_, key_.dim};
   block.values = {scratch_ + value_base_, stride_, value_.dim};
   return block;

@@ -18,8 +18,8 @@ class RecordReader {
   static int64_t ScratchFloats(const RecordPart& key, const RecordPart& value);
   RecordReader(const CacheView& cache, RecordPart key, RecordPart value, float* scratch);
 
-  // Local tokens [begin, begin + count) of the sequence with this block table; count is cut to kTileKeys, and to one cache
-  // block where records are read in place. The block is valid until the next call.
+  // Local tokens [begin, begin + count) of the sequence with this block table; count is cut to kTileKeys, and to one
+  // cache block where records are read in place. The block is valid until the next call.
   KeyBlock Read(const int32_t* block_table, int64_t begin, int64_t count);
 
  private:
@@ -27,9 +27,9 @@ class RecordReader {
 
   CacheView cache_;
   RecordPart key_, value_;
-  bool shared_;            // values lie inside the key: one copy serves both
+  bool shared_;  // values lie inside the key: one copy serves both
   int64_t value_base_;
-  float* scratch_;         // [kTileKeys][key (, value)]
+  float* scratch_;  // [kTileKeys][key (, value)]
   int64_t stride_;
 };
 

@@ -27,7 +27,8 @@ Softmax SoftmaxOf(std::vector<double> scores) {
 }
 
 // The records of one sequence as numbers, [count][latent + rope].
-std::vector<std::vector<float>> Records(const CacheView& cache, const int32_t* block_table, int64_t begin, int64_t count) {
+std::vector<std::vector<float>> Records(const CacheView& cache, const int32_t* block_table, int64_t begin,
+                                        int64_t count) {
   std::vector<std::vector<float>> records(count, std::vector<float>(cache.latent + cache.rope));
   for (int64_t i = 0; i < count; ++i) {
     const char* record = CacheSlot(cache, SlotOfToken(cache, block_table, begin + i));
@@ -44,7 +45,8 @@ void ForEachQuery(const CacheView& cache, const PagedBatch& batch,
   for (int s = 0; s < batch.sequences; ++s) {
     const int64_t first = batch.query_start[s], queries = batch.query_start[s + 1] - first;
     const int64_t kv_len = batch.kv_len[s];
-    const RecordRows records = Records(cache, batch.block_table + s * batch.table_stride, 0, batch.shard.LocalLength(kv_len));
+    const RecordRows records =
+        Records(cache, batch.block_table + s * batch.table_stride, 0, batch.shard.LocalLength(kv_len));
     for (int64_t i = 0; i < queries; ++i) visit(first + i, records, batch.shard.LocalLength(kv_len - queries + i + 1));
   }
 }
@@ -67,11 +69,13 @@ void MlaAttention(const MlaAttentionParams& p) {
       std::vector<double> scores(visible, 0.0);
       for (int64_t j = 0; j < visible; ++j) {
         for (int64_t i = 0; i < latent; ++i) scores[j] += static_cast<double>(At(p.q_latent, t, h, i)) * records[j][i];
-        for (int64_t i = 0; i < rope; ++i) scores[j] += static_cast<double>(At(p.q_rope, t, h, i)) * records[j][latent + i];
+        for (int64_t i = 0; i < rope; ++i)
+          scores[j] += static_cast<double>(At(p.q_rope, t, h, i)) * records[j][latent + i];
         scores[j] *= p.scale;
       }
       const Softmax softmax = SoftmaxOf(std::move(scores));
-      WriteResult(softmax, [&](int64_t j, int64_t d) { return records[j][d]; }, p.out, t, h);
+      WriteResult(
+          softmax, [&](int64_t j, int64_t d) { return records[j][d]; }, p.out, t, h);
       if (p.lse.data != nullptr) SetAt(p.lse, t, h, static_cast<float>(softmax.lse));
     }
   });
@@ -97,7 +101,8 @@ void PrefillAttention(const PrefillAttentionParams& p) {
         scores.push_back(sum * p.scale);
       }
       const Softmax softmax = SoftmaxOf(std::move(scores));
-      WriteResult(softmax, [&](int64_t j, int64_t d) { return At(p.v, j, h, d); }, p.out, t, h);
+      WriteResult(
+          softmax, [&](int64_t j, int64_t d) { return At(p.v, j, h, d); }, p.out, t, h);
       SetAt(p.lse, t, h, static_cast<float>(softmax.lse));
     }
   }
@@ -144,7 +149,8 @@ void GqaAttention(const GqaAttentionParams& p) {
         scores[j] *= p.scale;
       }
       const Softmax softmax = SoftmaxOf(std::move(scores));
-      WriteResult(softmax, [&](int64_t j, int64_t d) { return records[j][half + base + d]; }, p.out, t, h);
+      WriteResult(
+          softmax, [&](int64_t j, int64_t d) { return records[j][half + base + d]; }, p.out, t, h);
     }
   });
 }

@@ -91,7 +91,8 @@ void HeadGemm(const HeadGemmParams& p) {
       for (int64_t o = 0; o < p.out.dim; ++o) {
         double sum = 0;
         for (int64_t i = 0; i < p.x.dim; ++i) {
-          sum += static_cast<double>(At(p.x, t, h, i)) * (p.transpose ? WeightAt(p.w, first + i, o) : WeightAt(p.w, first + o, i));
+          sum += static_cast<double>(At(p.x, t, h, i)) *
+                 (p.transpose ? WeightAt(p.w, first + i, o) : WeightAt(p.w, first + o, i));
         }
         SetAt(p.out, t, h, o, static_cast<float>(sum));
       }

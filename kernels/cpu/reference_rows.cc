@@ -62,7 +62,8 @@ void Cast(const CastParams& p) {
 void CopyBlocks(const CopyBlocksParams& p) {
   const int64_t bytes = p.cache.record_bytes() * p.cache.block_size;
   char* blocks = static_cast<char*>(p.cache.data);
-  for (int64_t i = 0; i < p.count; ++i) std::memcpy(blocks + p.pairs[2 * i + 1] * bytes, blocks + p.pairs[2 * i] * bytes, bytes);
+  for (int64_t i = 0; i < p.count; ++i)
+    std::memcpy(blocks + p.pairs[2 * i + 1] * bytes, blocks + p.pairs[2 * i] * bytes, bytes);
 }
 
 }  // namespace latentmesh::reference

@@ -1,5 +1,5 @@
-// Expert choice: per token, scores, the group mask and a partial selection. All in f32 with the C library's exp, so that
-// the reference gives bitwise the same scores.
+// Expert choice: per token, scores, the group mask and a partial selection. All in f32 with the C library's exp, so
+// that the reference gives bitwise the same scores.
 #include <algorithm>
 #include <cmath>
 #include <limits>

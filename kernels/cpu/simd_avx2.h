@@ -15,7 +15,7 @@ struct Vec {
 };
 constexpr int kLanes = 8;
 constexpr int kOuterRows = 6;
-constexpr int kDotRows = 4;      // register tile of the dot product: kDotRows x kDotTokens
+constexpr int kDotRows = 4;  // register tile of the dot product: kDotRows x kDotTokens
 constexpr int kDotTokens = 3;
 
 static inline Vec Set1(float x) { return {_mm256_set1_ps(x)}; }
@@ -76,7 +76,9 @@ static inline Vec Div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 static inline Vec MulAdd(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 static inline Vec Max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 static inline Vec Min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
-static inline Vec ZeroWhereLess(Vec a, Vec b, Vec x) { return {_mm256_andnot_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ), x.v)}; }
+static inline Vec ZeroWhereLess(Vec a, Vec b, Vec x) {
+  return {_mm256_andnot_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ), x.v)};
+}
 static inline Vec SelectBelow(int32_t index, const int32_t* limits, Vec x, Vec y) {
   const __m256i limit = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(limits));
   const __m256i below = _mm256_cmpgt_epi32(limit, _mm256_set1_epi32(index));
@@ -88,7 +90,9 @@ static inline Vec PowerOfTwo(Vec x) {
 }
 static inline Vec Round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // A vector of pairs of bf16: the even ones (low halves) and the odd ones as floats.
-static inline Vec EvenBf16(Vec pairs) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs.v), 16))}; }
+static inline Vec EvenBf16(Vec pairs) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs.v), 16))};
+}
 static inline Vec OddBf16(Vec pairs) {
   return {_mm256_and_ps(pairs.v, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
 }

@@ -15,7 +15,7 @@ struct Vec {
 };
 constexpr int kLanes = 16;
 constexpr int kOuterRows = 12;
-constexpr int kDotRows = 4;      // register tile of the dot product: kDotRows x kDotTokens
+constexpr int kDotRows = 4;  // register tile of the dot product: kDotRows x kDotTokens
 constexpr int kDotTokens = 4;
 
 static inline __mmask16 FirstLanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
@@ -34,10 +34,12 @@ static inline Vec FromF8(__m128i codes) {
 }
 static inline Vec Load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline Vec Load(const Bf16* p) { return FromBf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-static inline Vec Load(const F16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+static inline Vec Load(const F16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
 static inline Vec Load(const F8* p) { return FromF8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-// Twice as many: one step in 16-bit numbers serves both vectors. Clearing the copy of the sign at bit 7 first leaves the
-// NaN codes to the mask of the shift.
+// Twice as many: one step in 16-bit numbers serves both vectors. Clearing the copy of the sign at bit 7 first leaves
+// the NaN codes to the mask of the shift.
 static inline void LoadPair(const F8* p, Vec& low, Vec& high) {
   const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), largest = _mm256_set1_epi8(0x7f);
   const __mmask32 numbers = _mm256_cmpneq_epi8_mask(_mm256_and_si256(codes, largest), largest);
@@ -51,8 +53,8 @@ static inline Vec Load(const SixBit* p) {
   const __m512i bytes = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(0xfff, p));
   const __m512i lane = _mm512_set4_epi32(static_cast<int>(0x80020100u), static_cast<int>(0x80020100u),
                                          static_cast<int>(0x80020100u), static_cast<int>(0x80020100u));
-  const __m512i group = _mm512_setr_epi32(0, 0, 0, 0, 0x030303, 0x030303, 0x030303, 0x030303, 0x060606, 0x060606, 0x060606,
-                                          0x060606, 0x090909, 0x090909, 0x090909, 0x090909);
+  const __m512i group = _mm512_setr_epi32(0, 0, 0, 0, 0x030303, 0x030303, 0x030303, 0x030303, 0x060606, 0x060606,
+                                          0x060606, 0x060606, 0x090909, 0x090909, 0x090909, 0x090909);
   const __m512i shift = _mm512_set4_epi32(18, 12, 6, 0);
   const __m512i lanes = _mm512_srlv_epi32(_mm512_shuffle_epi8(bytes, _mm512_add_epi8(lane, group)), shift);
   const __m512i codes = _mm512_and_si512(lanes, _mm512_set1_epi32(63));
@@ -86,7 +88,9 @@ static inline Vec PowerOfTwo(Vec x) {
 }
 static inline Vec Round(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // A vector of pairs of bf16: the even ones (low halves) and the odd ones as floats.
-static inline Vec EvenBf16(Vec pairs) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs.v), 16))}; }
+static inline Vec EvenBf16(Vec pairs) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs.v), 16))};
+}
 static inline Vec OddBf16(Vec pairs) {
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs.v), high))};
@@ -111,7 +115,8 @@ static inline void Transpose(Vec (&r)[kLanes]) {
   }
   // u[4g + c] holds, in its 128-bit lane l, column 4l + c of rows 4g .. 4g + 3.
   for (int c = 0; c < 4; ++c) {
-    const __m512 low01 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x44), high01 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xee);
+    const __m512 low01 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x44),
+                 high01 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xee);
     const __m512 low23 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x44);
     const __m512 high23 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xee);
     r[c].v = _mm512_shuffle_f32x4(low01, low23, 0x88);

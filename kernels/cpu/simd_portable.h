@@ -17,8 +17,8 @@ struct Vec {
   Float4 v;
 };
 constexpr int kLanes = 4;
-constexpr int kOuterRows = 6;    // register tile of the outer product: kOuterRows x 2 vectors
-constexpr int kDotRows = 4;      // register tile of the dot product: kDotRows x kDotTokens
+constexpr int kOuterRows = 6;  // register tile of the outer product: kOuterRows x 2 vectors
+constexpr int kDotRows = 4;    // register tile of the dot product: kDotRows x kDotTokens
 constexpr int kDotTokens = 2;
 
 static inline Vec Set1(float x) { return {Float4{x, x, x, x}}; }

@@ -5,7 +5,7 @@ namespace {
 
 constexpr uint64_t kOpen = uint64_t{1} << 31;
 constexpr uint64_t kInside = kOpen - 1;
-constexpr int kIdleSpins = 2000;   // some tens of microseconds
+constexpr int kIdleSpins = 2000;  // some tens of microseconds
 constexpr int kJoinSpins = 20000;
 
 uint32_t EpochOf(uint64_t state) { return static_cast<uint32_t>(state >> 32); }

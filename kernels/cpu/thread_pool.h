@@ -10,7 +10,8 @@
 
 namespace latentmesh {
 
-// One loop at a time; ParallelFor is called from one thread and never from inside a loop body. Loop bodies do not throw.
+// One loop at a time; ParallelFor is called from one thread and never from inside a loop body. Loop bodies do not
+// throw.
 class ThreadPool {
  public:
   // `threads` counts the caller; 1 runs every loop inline. With `spin` idle workers wait actively for some microseconds
@@ -22,8 +23,8 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls fn(begin, end, thread) for the chunks [0, grain), [grain, 2 grain), ... of [0, n). Chunks do not depend on the
-  // number of threads, so that sums split by chunk do not either; which thread takes which chunk is open.
+  // Calls fn(begin, end, thread) for the chunks [0, grain), [grain, 2 grain), ... of [0, n). Chunks do not depend on
+  // the number of threads, so that sums split by chunk do not either; which thread takes which chunk is open.
   template <typename Function>
   void ParallelFor(int64_t n, int64_t grain, Function&& fn) {
     if (n <= 0) return;
@@ -53,11 +54,11 @@ class ThreadPool {
 
   Job job_;
   int spins_;
-  alignas(64) std::atomic<int64_t> next_{0};      // first index that nobody has taken
+  alignas(64) std::atomic<int64_t> next_{0};  // first index that nobody has taken
   // Number of the loop in the high half; open flag and the count of workers inside it in the low half. A worker that
   // wakes after a loop has closed does not enter it, so nobody waits for sleepers.
   alignas(64) std::atomic<uint64_t> state_{0};
-  alignas(64) std::atomic<uint32_t> epoch_{0};    // what sleeping workers wait on
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // what sleeping workers wait on
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;

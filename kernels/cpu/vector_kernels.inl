@@ -30,8 +30,9 @@ template <typename T>
 static void ToFloat(const void* source, float* target, int64_t n, float scale) {
   const T* in = static_cast<const T*>(source);
   const Vec factor = Set1(sizeof(T) == 1 ? scale * kF8Unit : scale);
-  ForVectors(n, [&](int64_t i) { Store(target + i, Mul(Load(in + i), factor)); },
-             [&](int64_t i, int64_t c) { StorePartial(target + i, Mul(LoadPartial(in + i, c), factor), c); });
+  ForVectors(
+      n, [&](int64_t i) { Store(target + i, Mul(Load(in + i), factor)); },
+      [&](int64_t i, int64_t c) { StorePartial(target + i, Mul(LoadPartial(in + i, c), factor), c); });
 }
 
 // Whole vectors only; the caller takes the rest.
@@ -62,40 +63,43 @@ static float SumSquares(const float* x, int64_t n) {
 
 static void ScaleBy(const float* x, float factor, const float* weight, float* out, int64_t n) {
   const Vec f = Set1(factor);
-  ForVectors(n, [&](int64_t i) { Store(out + i, Mul(Mul(Load(x + i), f), Load(weight + i))); },
-             [&](int64_t i, int64_t c) {
-               StorePartial(out + i, Mul(Mul(LoadPartial(x + i, c), f), LoadPartial(weight + i, c)), c);
-             });
+  ForVectors(
+      n, [&](int64_t i) { Store(out + i, Mul(Mul(Load(x + i), f), Load(weight + i))); },
+      [&](int64_t i, int64_t c) {
+        StorePartial(out + i, Mul(Mul(LoadPartial(x + i, c), f), LoadPartial(weight + i, c)), c);
+      });
 }
 
 static void Scale(float* x, float factor, int64_t n) {
   const Vec f = Set1(factor);
-  ForVectors(n, [&](int64_t i) { Store(x + i, Mul(Load(x + i), f)); },
-             [&](int64_t i, int64_t c) { StorePartial(x + i, Mul(LoadPartial(x + i, c), f), c); });
+  ForVectors(
+      n, [&](int64_t i) { Store(x + i, Mul(Load(x + i), f)); },
+      [&](int64_t i, int64_t c) { StorePartial(x + i, Mul(LoadPartial(x + i, c), f), c); });
 }
 
 static void AddRow(const float* x, float* inout, int64_t n) {
-  ForVectors(n, [&](int64_t i) { Store(inout + i, Add(Load(inout + i), Load(x + i))); },
-             [&](int64_t i, int64_t c) {
-               StorePartial(inout + i, Add(LoadPartial(inout + i, c), LoadPartial(x + i, c)), c);
-             });
+  ForVectors(
+      n, [&](int64_t i) { Store(inout + i, Add(Load(inout + i), Load(x + i))); },
+      [&](int64_t i, int64_t c) { StorePartial(inout + i, Add(LoadPartial(inout + i, c), LoadPartial(x + i, c)), c); });
 }
 
 static void Axpy(float factor, const float* x, float* inout, int64_t n) {
   const Vec f = Set1(factor);
-  ForVectors(n, [&](int64_t i) { Store(inout + i, MulAdd(f, Load(x + i), Load(inout + i))); },
-             [&](int64_t i, int64_t c) {
-               StorePartial(inout + i, MulAdd(f, LoadPartial(x + i, c), LoadPartial(inout + i, c)), c);
-             });
+  ForVectors(
+      n, [&](int64_t i) { Store(inout + i, MulAdd(f, Load(x + i), Load(inout + i))); },
+      [&](int64_t i, int64_t c) {
+        StorePartial(inout + i, MulAdd(f, LoadPartial(x + i, c), LoadPartial(inout + i, c)), c);
+      });
 }
 
 static inline Vec Silu(Vec g) { return Div(g, Add(Set1(1.0f), Exp(Sub(Zero(), g)))); }
 
 static void SiluTimes(const float* gate, const float* up, float* out, int64_t n) {
-  ForVectors(n, [&](int64_t i) { Store(out + i, Mul(Silu(Load(gate + i)), Load(up + i))); },
-             [&](int64_t i, int64_t c) {
-               StorePartial(out + i, Mul(Silu(LoadPartial(gate + i, c)), LoadPartial(up + i, c)), c);
-             });
+  ForVectors(
+      n, [&](int64_t i) { Store(out + i, Mul(Silu(Load(gate + i)), Load(up + i))); },
+      [&](int64_t i, int64_t c) {
+        StorePartial(out + i, Mul(Silu(LoadPartial(gate + i, c)), LoadPartial(up + i, c)), c);
+      });
 }
 
 // Rows lie in the lanes, keys are walked: no sum crosses lanes.

@@ -1,5 +1,5 @@
-// Times the CPU operations at the shapes of two models and sets them against what this machine can do: its read bandwidth
-// and its multiply-add peak, measured first, by the same threads. Each result is checked before it is timed.
+// Times the CPU operations at the shapes of two models and sets them against what this machine can do: its read
+// bandwidth and its multiply-add peak, measured first, by the same threads. Each result is checked before it is timed.
 //
 //   ops_bench [--threads N] [--isa NAME] [--filter TEXT] [--seconds S] [--clock wall|cpu]
 //
@@ -62,7 +62,8 @@ Machine MeasureMachine(CpuDevice& device) {
   const int64_t floats = int64_t{64} << 20, chunk = 1 << 16;
   Tensor data(&device, DType::kF32, {floats});
   std::vector<float> sums(static_cast<size_t>(device.pool().threads()) * 64);
-  device.pool().ParallelFor(floats, chunk, [&](int64_t b, int64_t e, int) { std::fill(data.view.f32() + b, data.view.f32() + e, 1e-3f); });
+  device.pool().ParallelFor(
+      floats, chunk, [&](int64_t b, int64_t e, int) { std::fill(data.view.f32() + b, data.view.f32() + e, 1e-3f); });
   const double read = BestTime(1.0, [&](int) {
     device.pool().ParallelFor(floats, chunk, [&](int64_t b, int64_t e, int t) {
       sums[static_cast<size_t>(t) * 64] += Kernels().sum_squares(data.view.f32() + b, e - b);
@@ -71,7 +72,9 @@ Machine MeasureMachine(CpuDevice& device) {
   const int64_t rounds = 200000;
   const int threads = device.pool().threads();
   const double burn = BestTime(1.0, [&](int) {
-    device.pool().ParallelFor(4 * threads, 1, [&](int64_t, int64_t, int t) { sums[static_cast<size_t>(t) * 64] += Kernels().fma_burn(rounds); });
+    device.pool().ParallelFor(4 * threads, 1, [&](int64_t, int64_t, int t) {
+      sums[static_cast<size_t>(t) * 64] += Kernels().fma_burn(rounds);
+    });
   });
   return {static_cast<double>(floats) * 4 / read,
           static_cast<double>(Kernels().fma_flops) * static_cast<double>(rounds) * 4 * threads / burn};
@@ -105,8 +108,11 @@ class Bench {
   };
 
   void Gemms() {
-    const Shape shapes[] = {{"mini q_proj", 1536, 1024}, {"mini down_proj", 1024, 4096}, {"mini head", 32768, 1024},
-                            {"v2-lite q_proj", 3072, 2048}, {"v2-lite gate_proj", 10944, 2048}};
+    const Shape shapes[] = {{"mini q_proj", 1536, 1024},
+                            {"mini down_proj", 1024, 4096},
+                            {"mini head", 32768, 1024},
+                            {"v2-lite q_proj", 3072, 2048},
+                            {"v2-lite gate_proj", 10944, 2048}};
     for (const Shape& s : shapes) {
       for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3}) {
         for (int64_t t : {1, 8, 32, 512}) GemmCase(s, dtype, t);
@@ -139,7 +145,8 @@ class Bench {
     ConvertFromFloat(numbers.data(), tensor.view.data, dtype, period);
     char* bytes = tensor.view.as<char>();
     const int64_t size = static_cast<int64_t>(DTypeSize(dtype));
-    for (int64_t i = period; i < count; i += period) std::memcpy(bytes + i * size, bytes, std::min(period, count - i) * size);
+    for (int64_t i = period; i < count; i += period)
+      std::memcpy(bytes + i * size, bytes, std::min(period, count - i) * size);
     return tensor;
   }
 
@@ -171,11 +178,13 @@ class Bench {
     const std::string name = std::string(s.name) + " " + DTypeName(dtype);
     if (!Selected(name)) return;
     const int64_t bytes = s.n * s.k * static_cast<int64_t>(DTypeSize(dtype));
-    const int64_t copies = std::max<int64_t>(1, (int64_t{192} << 20) / bytes);   // more than any cache holds
-    const Tensor weights = Fill(dtype, copies * s.n * s.k, 1.0f), scales = Fill(DType::kF32, ScaleCount(s.n, s.k), 0.1f);
+    const int64_t copies = std::max<int64_t>(1, (int64_t{192} << 20) / bytes);  // more than any cache holds
+    const Tensor weights = Fill(dtype, copies * s.n * s.k, 1.0f),
+                 scales = Fill(DType::kF32, ScaleCount(s.n, s.k), 0.1f);
     const Tensor x = Fill(DType::kF32, t * s.k, 1.0f);
     Tensor out(device_.get(), DType::kF32, {t, s.n}), expected(device_.get(), DType::kF32, {t, 16});
-    GemmParams p{x.view.Reshape({t, s.k}), MakeWeight(dtype, s.n, s.k, weights.view.data, scales.view.f32()), {}, out.view};
+    GemmParams p{
+        x.view.Reshape({t, s.k}), MakeWeight(dtype, s.n, s.k, weights.view.data, scales.view.f32()), {}, out.view};
     ops_->Gemm(p, *stream_);
     GemmParams part = p;
     part.w.rows = 16;
@@ -211,7 +220,8 @@ class Bench {
     }
     std::partial_sum(counts.begin(), counts.end(), offsets.begin() + 1);
     const int64_t touched = std::count_if(counts.begin(), counts.end(), [](int c) { return c > 0; });
-    const Tensor weights = Fill(dtype, 2 * experts * n * k, 1.0f), scales = Fill(DType::kF32, experts * ScaleCount(n, k), 0.1f);
+    const Tensor weights = Fill(dtype, 2 * experts * n * k, 1.0f),
+                 scales = Fill(DType::kF32, experts * ScaleCount(n, k), 0.1f);
     const Tensor x = Fill(DType::kF32, rows * k, 0.1f);
     Tensor out(device_.get(), DType::kF32, {rows, n}), expected(device_.get(), DType::kF32, {rows, 16});
     ExpertWeightsView gate{MakeWeight(dtype, n, k, weights.view.data, scales.view.f32()), experts, n * k * size, 0};
@@ -226,7 +236,8 @@ class Bench {
     reference_->GroupedGateUp(part, *stream_);
     Check(name, out.view.Cols(0, 16), expected.view);
     const double time = BestTime(options_.seconds, [&](int) { ops_->GroupedGateUp(p, *stream_); });
-    Report(name, t, time, static_cast<double>(2 * touched * n * k * size + 4 * rows * (n + k)), 4.0 * static_cast<double>(rows * n * k));
+    Report(name, t, time, static_cast<double>(2 * touched * n * k * size + 4 * rows * (n + k)),
+           4.0 * static_cast<double>(rows * n * k));
   }
 
   void Attention() {
@@ -263,10 +274,12 @@ class Bench {
     std::shuffle(table.begin(), table.end(), random_);
     std::iota(start.begin(), start.end(), 0);
     const Tensor q = Fill(DType::kF32, t * heads * (latent + rope), 1.0f);
-    Tensor out(device_.get(), DType::kF32, {t, heads * latent}), expected(device_.get(), DType::kF32, {t, heads * latent});
+    Tensor out(device_.get(), DType::kF32, {t, heads * latent}),
+        expected(device_.get(), DType::kF32, {t, heads * latent});
     const HeadsView all = AsHeads(q.view.Reshape({t, heads * (latent + rope)}), heads, latent + rope);
     const PagedBatch batch{static_cast<int32_t>(t), 1, 4096, start.data(), lengths.data(), table.data(), blocks, {}};
-    MlaAttentionParams p{all.Dims(0, latent), all.Dims(latent, rope), cache, batch, 0.05f, AsHeads(out.view, heads, latent), {}};
+    MlaAttentionParams p{
+        all.Dims(0, latent), all.Dims(latent, rope), cache, batch, 0.05f, AsHeads(out.view, heads, latent), {}};
     ops_->MlaAttention(p, *stream_);
     if (t == 1) {
       p.out = AsHeads(expected.view, heads, latent);
@@ -282,14 +295,22 @@ class Bench {
   void PrefillCase(const char* model, int64_t nope, int64_t rope, int64_t value, int64_t t) {
     if (!Selected(model)) return;
     const int64_t heads = 16;
-    const Tensor q = Fill(DType::kF32, t * heads * (nope + rope), 1.0f), kv = Fill(DType::kF32, t * heads * (nope + value), 1.0f);
+    const Tensor q = Fill(DType::kF32, t * heads * (nope + rope), 1.0f),
+                 kv = Fill(DType::kF32, t * heads * (nope + value), 1.0f);
     const Tensor key = Fill(DType::kF32, t * rope, 1.0f);
     Tensor out(device_.get(), DType::kF32, {t, heads * value}), lse(device_.get(), DType::kF32, {t, heads});
     Tensor expected(device_.get(), DType::kF32, {t, heads * value});
     const HeadsView expanded = AsHeads(kv.view.Reshape({t, heads * (nope + value)}), heads, nope + value);
-    PrefillAttentionParams p{AsHeads(q.view.Reshape({t, heads * (nope + rope)}), heads, nope + rope), expanded.Dims(0, nope),
-                             key.view.Reshape({t, rope}), expanded.Dims(nope, value), 0, 0, {}, 0.05f,
-                             AsHeads(out.view, heads, value), lse.view};
+    PrefillAttentionParams p{AsHeads(q.view.Reshape({t, heads * (nope + rope)}), heads, nope + rope),
+                             expanded.Dims(0, nope),
+                             key.view.Reshape({t, rope}),
+                             expanded.Dims(nope, value),
+                             0,
+                             0,
+                             {},
+                             0.05f,
+                             AsHeads(out.view, heads, value),
+                             lse.view};
     PrefillAttentionParams one = p;
     one.q = p.q.Heads(3, 1), one.k_nope = p.k_nope.Heads(3, 1), one.v = p.v.Heads(3, 1);
     one.out = AsHeads(expected.view, heads, value).Heads(3, 1);
@@ -310,8 +331,12 @@ class Bench {
     const Tensor x = Fill(DType::kF32, t * heads * in, 1.0f);
     Tensor out(device_.get(), DType::kF32, {t, heads * to}), expected(device_.get(), DType::kF32, {t, heads * to});
     HeadGemmParams p{AsHeads(x.view.Reshape({t, heads * in}), heads, in),
-                     MakeWeight(DType::kBF16, heads * 2 * dim, latent, weights.view.data, nullptr), 2 * dim, transpose ? 0 : dim, dim,
-                     transpose, AsHeads(out.view, heads, to)};
+                     MakeWeight(DType::kBF16, heads * 2 * dim, latent, weights.view.data, nullptr),
+                     2 * dim,
+                     transpose ? 0 : dim,
+                     dim,
+                     transpose,
+                     AsHeads(out.view, heads, to)};
     ops_->HeadGemm(p, *stream_);
     if (t <= 8) {
       p.out = AsHeads(expected.view, heads, to);
@@ -323,7 +348,8 @@ class Bench {
       p.w.data = weights.view.as<char>() + i % copies * bytes;
       ops_->HeadGemm(p, *stream_);
     });
-    Report(name, t, time, static_cast<double>(bytes / 2 + 4 * t * heads * (dim + latent)), 2.0 * static_cast<double>(t * heads * dim * latent));
+    Report(name, t, time, static_cast<double>(bytes / 2 + 4 * t * heads * (dim + latent)),
+           2.0 * static_cast<double>(t * heads * dim * latent));
   }
 
   Options options_;
@@ -370,7 +396,9 @@ bool ForceKernels(const std::string& name) {
 int main(int argc, char** argv) {
   latentmesh::Options options;
   if (!latentmesh::ParseOptions(argc, argv, options) || !latentmesh::ForceKernels(options.isa)) {
-    std::fprintf(stderr, "usage: ops_bench [--threads N] [--isa portable|avx2|avx512] [--filter TEXT] [--seconds S] [--clock wall|cpu]\n");
+    std::fprintf(stderr,
+                 "usage: ops_bench [--threads N] [--isa portable|avx2|avx512] [--filter TEXT] [--seconds S] [--clock "
+                 "wall|cpu]\n");
     return 2;
   }
   return latentmesh::Bench(options).Run();
