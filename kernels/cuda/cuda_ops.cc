@@ -182,7 +182,7 @@ void CudaOps::Route(const RouterParams& p, Stream& stream) {
 
 void CudaOps::SortByExpert(const SortByExpertParams& p, Stream& stream) {
   LM_CHECK(p.experts > 0);
-  LaunchSortByExpert(p, Native(stream));  // also without slots: the offsets are written
+  LaunchSortByExpert(p, workspace_, Native(stream));  // also without slots: the offsets are written
 }
 
 void CudaOps::GatherRows(const GatherRowsParams& p, Stream& stream) {

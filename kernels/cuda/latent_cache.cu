@@ -67,6 +67,61 @@ __global__ void LatentWriteKernel(LatentWriteArgs p) {
   WriteRecord(p.cache, p.cache.Slot(slot), numbers);
 }
 
+// The models' shape, 512 + 64 in bf16: one warp a token, everything in registers. Lane l holds latent numbers 16 l .. + 15,
+// so that eight lanes share a scale, and rope numbers 2 l, 2 l + 1 (one pair when interleaved).
+constexpr int kLatent = 512, kRope = 64, kLaneNumbers = 16;
+
+__device__ __forceinline__ void WriteLatentLane(const DeviceCache& cache, char* record, const float (&v)[kLaneNumbers]) {
+  const int lane = threadIdx.x % 32;
+  if (cache.format == CacheFormat::kBF16) {
+    Pack<bf16, 8> pack[2];
+#pragma unroll
+    for (int i = 0; i < kLaneNumbers; ++i) pack[i / 8].v[i % 8] = FromFloat<bf16>(v[i]);
+    StorePack<bf16, 8>(reinterpret_cast<bf16*>(record) + lane * kLaneNumbers, pack[0]);
+    StorePack<bf16, 8>(reinterpret_cast<bf16*>(record) + lane * kLaneNumbers + 8, pack[1]);
+    return;
+  }
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < kLaneNumbers; ++i) largest = fmaxf(largest, fabsf(v[i]));
+#pragma unroll
+  for (int offset = 1; offset < 8; offset *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  const float forward = largest > 0 ? __fdiv_rn(448.f, largest) : 0.f;
+  Pack<f8, kLaneNumbers> codes;
+#pragma unroll
+  for (int i = 0; i < kLaneNumbers; ++i) codes.v[i] = FromFloat<f8>(__fmul_rn(v[i], forward));
+  StorePack<f8, kLaneNumbers>(reinterpret_cast<f8*>(record) + lane * kLaneNumbers, codes);
+  if (lane % 8 == 0) reinterpret_cast<float*>(record + cache.scales)[lane / 8] = __fdiv_rn(largest, 448.f);
+}
+
+__global__ void __launch_bounds__(kThreads) LatentWriteWarpKernel(LatentWriteArgs p, int64_t tokens) {
+  const int64_t token = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
+  const int64_t slot = token < tokens ? p.slots[token] : -1;
+  if (slot < 0) return;
+  const int lane = threadIdx.x % 32, first = p.interleaved ? 2 * lane : lane, second = p.interleaved ? 2 * lane + 1 : lane + 32;
+  const bf16* row = static_cast<const bf16*>(p.kv_a) + token * p.kv_stride;
+  const Pack<bf16, 8> low = LoadPack<bf16, 8>(row + lane * kLaneNumbers), high = LoadPack<bf16, 8>(row + lane * kLaneNumbers + 8);
+  const float* angles = p.cos_sin + p.positions[token] * p.cos_stride;
+  const float a = ToFloat(row[kLatent + first]), b = ToFloat(row[kLatent + second]), c = angles[lane], s = angles[32 + lane];
+  float v[kLaneNumbers], squares = 0;
+#pragma unroll
+  for (int i = 0; i < kLaneNumbers; ++i) {
+    v[i] = ToFloat(i < 8 ? low.v[i] : high.v[i - 8]);
+    squares += v[i] * v[i];
+  }
+  const float scale = rsqrtf(WarpReduce<SumOp>(squares) / kLatent + p.eps);
+#pragma unroll
+  for (int i = 0; i < kLaneNumbers; i += 4) {
+    const float4 weight = *reinterpret_cast<const float4*>(p.norm_weight + lane * kLaneNumbers + i);
+    v[i] *= scale * weight.x, v[i + 1] *= scale * weight.y, v[i + 2] *= scale * weight.z, v[i + 3] *= scale * weight.w;
+  }
+  char* record = p.cache.Slot(slot);
+  WriteLatentLane(p.cache, record, v);
+  bf16* key = reinterpret_cast<bf16*>(record + (p.cache.format == CacheFormat::kBF16 ? kLatent * 2 : p.cache.rope_begin));
+  key[first] = FromFloat<bf16>(a * c - b * s);
+  key[second] = FromFloat<bf16>(a * s + b * c);
+}
+
 template <typename T>
 __global__ void GqaWriteKernel(HeadsView k, HeadsView v, const int64_t* slots, DeviceCache cache) {
   extern __shared__ float numbers[];
@@ -100,6 +155,14 @@ int RecordSharedBytes(const CacheView& cache) {
 void LaunchLatentWrite(const LatentWriteParams& p, cudaStream_t stream) {
   const LatentWriteArgs args{p.kv_a.data, p.kv_a.row_stride, p.norm_weight.f32(), p.eps, p.positions, p.cos_sin.f32(),
                              p.cos_sin.row_stride, p.interleaved, p.slots, MakeDeviceCache(p.cache)};
+  const bool usual = p.cache.latent == kLatent && p.cache.rope == kRope && p.kv_a.dtype == DType::kBF16 &&
+                     (p.cache.format == CacheFormat::kBF16 || p.cache.format == CacheFormat::kF8) && IsAligned(p.kv_a.data, 16) &&
+                     p.kv_a.row_stride % 8 == 0 && IsAligned(p.cache.data, 16) && IsAligned(p.norm_weight.data, 16);
+  if (usual) {
+    const int64_t tokens = p.kv_a.rows();
+    LatentWriteWarpKernel<<<static_cast<unsigned>(CeilDiv(tokens, kThreads / 32)), kThreads, 0, stream>>>(args, tokens);
+    return CheckLaunch("LatentWrite");
+  }
   DispatchActivation(p.kv_a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     LatentWriteKernel<T><<<static_cast<unsigned>(p.kv_a.rows()), kThreads, RecordSharedBytes(p.cache), stream>>>(args);

@@ -34,7 +34,7 @@ void LaunchLatentGather(const LatentGatherParams& p, cudaStream_t stream);
 void LaunchGqaWrite(const GqaWriteParams& p, cudaStream_t stream);
 // router.cu, sort_by_expert.cu
 void LaunchRoute(const RouterParams& p, cudaStream_t stream);
-void LaunchSortByExpert(const SortByExpertParams& p, cudaStream_t stream);
+void LaunchSortByExpert(const SortByExpertParams& p, const Workspace& workspace, cudaStream_t stream);
 // mla_attention.cu: any shape. mla_sm90.cu: returns false where it does not apply.
 void LaunchMlaAttention(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);

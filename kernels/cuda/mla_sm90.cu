@@ -33,6 +33,23 @@ int ChooseSplits(int64_t blocks, int64_t tiles) {
   return best;
 }
 
+template <typename Kernel>
+void LaunchKernel(Kernel kernel, unsigned cluster_blocks, dim3 grid, const mla::Args& args, const CUtensorMap& map, cudaStream_t stream) {
+  constexpr int kSharedBytes = sizeof(mla::Shared) + 1024;
+  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaSm90");
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {cluster_blocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = mla::kConsumers + 128;
+  config.dynamicSmemBytes = kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  Check(cudaLaunchKernelEx(&config, kernel, args, map), "MlaSm90");
+}
+
 }  // namespace
 
 bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream) {
@@ -50,12 +67,14 @@ bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cuda
   const CUtensorMap map = fp8 ? CUtensorMap{}
                               : MakeTensorMap({p.cache.data, DType::kBF16, p.cache.num_blocks * p.cache.block_size, mla::kKeyDim,
                                                mla::kKeyDim * 2, args.box_rows, 64});
-  constexpr int kSharedBytes = sizeof(mla::Shared) + 1024;
-  const auto kernel = fp8 ? mla::MlaSm90Kernel<true> : mla::MlaSm90Kernel<false>;
-  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaSm90");
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(partials.splits), static_cast<unsigned>(batch.sequences));
-  kernel<<<grid, mla::kConsumers + 128, kSharedBytes, stream>>>(args, map);
-  CheckLaunch("MlaSm90");
+  if (fp8) {
+    LaunchKernel(mla::MlaSm90Kernel<true, 1>, 1, grid, args, map, stream);
+  } else if (p.out.heads % (2 * kRows) == 0) {
+    LaunchKernel(mla::MlaSm90Kernel<false, 2>, 2, grid, args, map, stream);
+  } else {
+    LaunchKernel(mla::MlaSm90Kernel<false, 1>, 1, grid, args, map, stream);
+  }
   if (partials.splits > 1) LaunchMlaCombine(p, partials, stream);
   return true;
 }

@@ -5,6 +5,8 @@
 // brought to shared memory once and serves as keys and as values. Warpgroup 0 multiplies queries and keys, runs the softmax
 // and sums the left 256 columns of the output; warpgroup 1 sums the right 256, one tile behind, so that its products fill
 // the tensor cores while warpgroup 0 is busy with exponentials. (The split of the output follows FlashMLA.)
+// With 128 heads two blocks form a cluster, one query token's two halves of the heads: each brings half of every tile to
+// both, since reading from the L2 is what would limit them.
 #pragma once
 
 #include "kernels/cuda/attention_core.cuh"
@@ -22,7 +24,7 @@ constexpr int kTileBytes = kChunks * kChunkBytes;
 constexpr int kLeftBytes = 5 * kChunkBytes;       // rope key and values 0..255: freed after warpgroup 0's products
 constexpr int kRightBytes = 4 * kChunkBytes;      // values 256..511: freed after warpgroup 1's
 constexpr int kConsumers = 256;
-constexpr int kPrefetch = 4;                      // tiles ahead that are brought to the L2
+constexpr int kPrefetch = 2;                      // tiles ahead that are brought to the L2, where that pays
 
 struct alignas(1024) Shared {
   char q[kTileBytes];                             // chunks of [64 rows][64], swizzled; chunk 8 is the rope part
@@ -62,7 +64,7 @@ struct Place {
     queries = p.query_start[sequence + 1] - first_token;
     row_begin = blockIdx.x * kRows;
     const int heads = static_cast<int>(p.out.heads);
-    rows = max(0, min(kRows, queries * heads - row_begin));
+    rows = max(0, min(kRows, queries * heads - row_begin));  // in a cluster: both blocks' or none
     kv_len = p.kv_len[sequence];
     visible = rows == 0 ? 0 : Limit(p, rows - 1);
     const int tiles = (visible + kKeys - 1) / kKeys;

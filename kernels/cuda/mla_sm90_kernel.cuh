@@ -9,11 +9,6 @@ namespace latentmesh::cuda::mla {
 // Named barriers; 0 is __syncthreads.
 enum : int { kProbabilitiesReady = 1, kProbabilitiesTaken = 2, kScoresDone = 3, kGroupZero = 4, kSumsReady = 5 };
 
-#ifndef LM_MLA_LAG
-#define LM_MLA_LAG 1
-#endif
-constexpr bool kLag = LM_MLA_LAG;
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Queries into swizzled chunks; rows beyond the block's are zeros.
@@ -136,10 +131,16 @@ __device__ __forceinline__ void StartValues(float (&out)[128], const uint32_t (&
   WgmmaCommit();
 }
 
-// One arrival a warp, after all of its lanes are done.
+// One arrival a warp, after all of its lanes are done, at every block that copies into the tile.
+template <int kCluster>
 __device__ __forceinline__ void ReleaseTile(uint64_t* barrier) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
+  const int lane = threadIdx.x % 32;
+  if constexpr (kCluster == 1) {
+    if (lane == 0) BarrierArrive(barrier);
+  } else {
+    if (lane < kCluster) BarrierArriveAt(barrier, lane);
+  }
 }
 
 __device__ __forceinline__ void StoreHalf(const Args& p, const Place& place, const float (&out)[128], const float (&scale)[2], int column_begin) {
@@ -176,7 +177,7 @@ __device__ __forceinline__ void StoreLse(const Args& p, const Place& place, int 
 }
 
 // Warpgroup 0: scores, softmax, left half of the output.
-template <bool kFp8>
+template <bool kFp8, int kCluster>
 __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Shared& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp * 16 + lane / 4;
   const int limit[2] = {place.Limit(p, min(row, place.rows - 1)), place.Limit(p, min(row + 8, place.rows - 1))};
@@ -199,7 +200,7 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
   for (int i = 0; i < tiles; ++i) {
     WgmmaWait<0>();
     PinRegisters(scores);
-    if (kLag && i > 0) NamedArrive(kScoresDone, kConsumers);
+    if (i > 0) NamedArrive(kScoresDone, kConsumers);
     const int key_begin = (place.tile_begin + i) * kKeys;
     softmax.Update(scores, scale_log2, key_begin, limit, key_begin + kKeys > all_visible);
     uint32_t probabilities[4][4];
@@ -221,7 +222,7 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
     if (i + 1 < tiles) {
       start_left(i + 1);
       WgmmaWait<1>();  // the values' products are done, the scores' go on
-      ReleaseTile(&s.empty[i & 1][0]);
+      ReleaseTile<kCluster>(&s.empty[i & 1][0]);
       start_right(i + 1);
     }
   }
@@ -244,6 +245,7 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
 }
 
 // Warpgroup 1: right half of the output, started when the next tile's scores are done.
+template <int kCluster>
 __device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shared& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = warp * 16 + lane / 4;
   const int tiles = place.tile_end - place.tile_begin;
@@ -260,13 +262,13 @@ __device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shar
     const float first = s.correction[row], second = s.correction[row + 8];
     if (i + 1 < tiles) {
       NamedArrive(kProbabilitiesTaken, kConsumers);
-      if (kLag) NamedSync(kScoresDone, kConsumers);
+      NamedSync(kScoresDone, kConsumers);
     }
     Correct(out, first, second);
     StartValues(out, probabilities, s.keys[i & 1], 4);
     WgmmaWait<0>();
     PinRegisters(out);
-    ReleaseTile(&s.empty[i & 1][1]);
+    ReleaseTile<kCluster>(&s.empty[i & 1][1]);
   }
   NamedSync(kSumsReady, kConsumers);
   const float sum[2] = {s.sum[row], s.sum[row + 8]};
@@ -282,35 +284,48 @@ __device__ __forceinline__ void PrefetchTile(const Args& p, const int32_t* table
   }
 }
 
-// One thread keeps the copy engine busy: two buffers, each in a left and a right part.
+// One thread keeps the copy engine busy: two buffers, each in a left and a right part. In a cluster the blocks share the
+// chunks out and copy theirs to all; what arrives counts in every block's own barrier.
+template <int kCluster>
 __device__ __forceinline__ void RunCopies(const Args& p, const Place& place, Shared& s, const CUtensorMap* map) {
   const int32_t* table = p.block_table + place.sequence * p.table_stride;
-  const int boxes = kKeys / p.box_rows, box_bytes = p.box_rows * 128;
-  for (int i = 1; i < kPrefetch; ++i) PrefetchTile(p, table, (place.tile_begin + i) * kKeys, place.visible);
-  for (int i = 0; i < place.tile_end - place.tile_begin; ++i) {
+  const int boxes = kKeys / p.box_rows, box_bytes = p.box_rows * 128, tiles = place.tile_end - place.tile_begin;
+  const int rank = kCluster == 1 ? 0 : ClusterRank();
+  const bool prefetch = kCluster > 1 && rank == 0;  // a block by itself waits for memory, and gains nothing
+  if (prefetch && tiles > 1) PrefetchTile(p, table, (place.tile_begin + 1) * kKeys, place.visible);
+  for (int i = 0; i < tiles; ++i) {
     const int buffer = i & 1, first = (place.tile_begin + i) * kKeys;
     const uint32_t parity = (i >> 1 & 1) ^ 1;
     const int needed = min(boxes, (place.visible - first + p.box_rows - 1) / p.box_rows);  // no page beyond the last key
-    if (i + kPrefetch < place.tile_end - place.tile_begin) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
+    if (prefetch && i + kPrefetch < tiles) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
     for (int part = 0; part < 2; ++part) {
+      uint64_t* full = &s.full[buffer][part];
       BarrierWait(&s.empty[buffer][part], parity);
-      BarrierExpect(&s.full[buffer][part], needed * box_bytes * (part == 0 ? 5 : 4));
+      BarrierExpect(full, needed * box_bytes * (part == 0 ? 5 : 4));
       for (int box = 0; box < needed; ++box) {
         const int token = first + box * p.box_rows;
         const int slot = table[token / p.cache.block_size] * p.cache.block_size + token % p.cache.block_size;
         char* to = s.keys[buffer] + box * box_bytes;
-        if (part == 0) CopyBox(to + 8 * kChunkBytes, map, 8 * 64, slot, &s.full[buffer][part]);
-        for (int chunk = part * 4; chunk < part * 4 + 4; ++chunk) {
-          CopyBox(to + chunk * kChunkBytes, map, chunk * 64, slot, &s.full[buffer][part]);
+#pragma unroll
+        for (int j = 0; j < 5; ++j) {
+          const int chunk = part == 1 ? 4 + j : j == 0 ? 8 : j - 1;
+          if ((part == 1 && j == 4) || j % kCluster != rank) continue;
+          if constexpr (kCluster == 1) {
+            CopyBox(to + chunk * kChunkBytes, map, chunk * 64, slot, full);
+          } else {
+            CopyBoxToCluster(to + chunk * kChunkBytes, map, chunk * 64, slot, full, (1 << kCluster) - 1);
+          }
         }
       }
     }
   }
 }
 
-// FP8 records: a warpgroup decodes them into the buffers. kFp8Units 16-byte units a record: 32 of codes, 1 of scales, 8 of rope.
-constexpr int kScaleUnit = 32, kRopeUnit = 33;
+// FP8 records are 41 units of 16 bytes: 32 of codes, one of scales, 8 of the rope key. A warp takes a row at a time, each
+// lane one unit of codes, so that a row's codes are one coalesced read.
+constexpr int kScaleUnit = 32;
 
+// Sixteen codes become two 16-byte units; odd chunks are written in the other order so that lanes meet in fewer banks.
 __device__ __forceinline__ void StoreCodes(char* keys, int row, int unit, const uint4& codes, float scale) {
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
   uint32_t pairs[8];
@@ -321,65 +336,67 @@ __device__ __forceinline__ void StoreCodes(char* keys, int row, int unit, const 
     pairs[i] = PackBF16(value.x * scale, value.y * scale);
   }
   char* chunk = keys + unit / 4 * kChunkBytes;
-  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + 1)) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+  const int second = unit / 4 & 1;
+  const uint4 low = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), high = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + second)) = second ? high : low;
+  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + 1 - second)) = second ? low : high;
 }
 
-// Units [0, kUnits) of a part for all 64 rows: the left part has 16 of codes and 8 of rope, the right one 16 of codes.
-template <int kPart>
-__device__ __forceinline__ void DecodePart(const Args& p, const int32_t* table, int first, int visible, char* keys) {
-  constexpr int kUnits = kPart == 0 ? 24 : 16, kBatch = kPart == 0 ? 6 : 8;  // loads in flight a thread
-#pragma unroll 1
-  for (int begin = threadIdx.x % 128; begin < kUnits * kKeys; begin += kBatch * 128) {
-    uint4 raw[kBatch];
-    float scale[kBatch];
+// kBatch rows of this warp, from `row` on; slot[i] < 0: no such key, and zeros are written, never stale memory.
+template <int kBatch>
+__device__ __forceinline__ void DecodeRows(const Args& p, char* keys, int row, const int (&slot)[kBatch]) {
+  const int lane = threadIdx.x % 32;
+  uint4 codes[kBatch], rest[kBatch];
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = begin + j * 128, row = i / kUnits, unit = i % kUnits, token = first + row;
-      raw[j] = make_uint4(0, 0, 0, 0);
-      scale[j] = 0;
-      if (token >= visible) continue;  // zeros, never stale memory
-      const char* record = p.cache.Slot(p.cache.SlotOf(table, token));
-      const int code_unit = kPart * 16 + unit;
-      const bool rope = kPart == 0 && unit >= 16;
-      raw[j] = *reinterpret_cast<const uint4*>(record + (rope ? kRopeUnit + unit - 16 : code_unit) * 16);
-      if (!rope) scale[j] = *reinterpret_cast<const float*>(record + kScaleUnit * 16 + code_unit / 8 * 4);
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = begin + j * 128, row = i / kUnits, unit = i % kUnits;
-      if (kPart == 0 && unit >= 16) {
-        *reinterpret_cast<uint4*>(keys + 8 * kChunkBytes + SwizzledOffset(row, unit - 16)) = raw[j];
-      } else {
-        StoreCodes(keys, row, kPart * 16 + unit, raw[j], scale[j]);
-      }
-    }
+  for (int j = 0; j < kBatch; ++j) {
+    const char* record = p.cache.data + static_cast<int64_t>(max(slot[j], 0)) * p.cache.record_bytes;
+    codes[j] = rest[j] = make_uint4(0, 0, 0, 0);
+    if (slot[j] >= 0) codes[j] = __ldg(reinterpret_cast<const uint4*>(record) + lane);
+    if (slot[j] >= 0 && lane < 9) rest[j] = __ldg(reinterpret_cast<const uint4*>(record) + kScaleUnit + lane);
   }
-  FenceAsyncProxy();
+#pragma unroll
+  for (int j = 0; j < kBatch; ++j) {
+    const uint32_t scales[4] = {rest[j].x, rest[j].y, rest[j].z, rest[j].w};
+    uint32_t scale = 0;
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      const uint32_t of_group = __shfl_sync(0xffffffffu, scales[g], 0);
+      if (lane / 8 == g) scale = of_group;
+    }
+    StoreCodes(keys, row + j, lane, codes[j], __uint_as_float(scale));
+    if (lane >= 1 && lane < 9) *reinterpret_cast<uint4*>(keys + 8 * kChunkBytes + SwizzledOffset(row + j, lane - 1)) = rest[j];
+  }
 }
 
 __device__ __forceinline__ void RunDecoding(const Args& p, const Place& place, Shared& s) {
+  constexpr int kBatch = 4, kWarpRows = kKeys / 4;
   const int32_t* table = p.block_table + place.sequence * p.table_stride;
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * kWarpRows, tiles = place.tile_end - place.tile_begin;
   const bool leader = threadIdx.x == kConsumers;
-  if (leader) {
-    for (int i = 1; i < kPrefetch; ++i) PrefetchTile(p, table, (place.tile_begin + i) * kKeys, place.visible);
-  }
-  for (int i = 0; i < place.tile_end - place.tile_begin; ++i) {
-    const int buffer = i & 1, first = (place.tile_begin + i) * kKeys;
+  if (leader && tiles > 1) PrefetchTile(p, table, (place.tile_begin + 1) * kKeys, place.visible);
+  for (int i = 0; i < tiles; ++i) {
+    const int buffer = i & 1, first = (place.tile_begin + i) * kKeys, token = first + warp_row + lane % kWarpRows;
     const uint32_t parity = (i >> 1 & 1) ^ 1;
-    if (leader && i + kPrefetch < place.tile_end - place.tile_begin) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
+    if (leader && i + kPrefetch < tiles) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
+    const int slot = token < place.visible ? static_cast<int>(p.cache.SlotOf(table, token)) : -1;
     BarrierWait(&s.empty[buffer][0], parity);
-    DecodePart<0>(p, table, first, place.visible, s.keys[buffer]);
-    BarrierArrive(&s.full[buffer][0]);
     BarrierWait(&s.empty[buffer][1], parity);
-    DecodePart<1>(p, table, first, place.visible, s.keys[buffer]);
+#pragma unroll 1
+    for (int row = 0; row < kWarpRows; row += kBatch) {
+      int slots[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) slots[j] = __shfl_sync(0xffffffffu, slot, row + j);
+      DecodeRows<kBatch>(p, s.keys[buffer], warp_row + row, slots);
+    }
+    FenceAsyncProxy();
+    BarrierArrive(&s.full[buffer][0]);
     BarrierArrive(&s.full[buffer][1]);
   }
 }
 
 #endif
 
-template <bool kFp8>
+template <bool kFp8, int kCluster>
 __global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __grid_constant__ Args p, const __grid_constant__ CUtensorMap map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char memory[];
@@ -398,32 +415,35 @@ __global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __gri
     for (int buffer = 0; buffer < 2; ++buffer) {
       for (int part = 0; part < 2; ++part) {
         BarrierInit(&s.full[buffer][part], kFp8 ? 128 : 1);
-        BarrierInit(&s.empty[buffer][part], 4);
+        BarrierInit(&s.empty[buffer][part], 4 * kCluster);
       }
     }
     PrefetchMap(&map);
-    FenceAsyncProxy();
+    BarrierInitFence();
   }
   if (threadIdx.x < kConsumers) {
     LoadQueries(p, place, s);
     FenceAsyncProxy();
   }
   __syncthreads();
-  constexpr int kConsumerRegisters = kFp8 ? 216 : 232, kProducerRegisters = kFp8 ? 80 : 40;
+  if (kCluster > 1) ClusterSync();
+  constexpr int kConsumerRegisters = kFp8 ? 216 : 232, kProducerRegisters = kFp8 ? 72 : 40;  // 504 in all, what 168 at the start add up to
   if (threadIdx.x < 128) {
     RegistersUp<kConsumerRegisters>();
-    RunLeft<kFp8>(p, place, s);
+    RunLeft<kFp8, kCluster>(p, place, s);
   } else if (threadIdx.x < kConsumers) {
     RegistersUp<kConsumerRegisters>();
-    RunRight(p, place, s);
+    RunRight<kCluster>(p, place, s);
   } else {
     RegistersDown<kProducerRegisters>();
     if constexpr (kFp8) {
       RunDecoding(p, place, s);
     } else if (threadIdx.x == kConsumers) {
-      RunCopies(p, place, s, &map);
+      RunCopies<kCluster>(p, place, s, &map);
     }
   }
+  __syncwarp();
+  if (kCluster > 1) ClusterSync();  // no block leaves while the other writes to it
 #endif
 }
 

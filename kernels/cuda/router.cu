@@ -1,4 +1,5 @@
-// Expert choice: one warp a token, scores in shared memory, the k best by repeated warp-wide arg-max.
+// Expert choice: one warp a token, scores in shared memory and as ordered integers in registers, the k best one after the
+// other with the warp's reduction instruction.
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"
@@ -23,100 +24,120 @@ struct RouteArgs {
   float* weights;
 };
 
-struct Best {
-  float value;
-  int index;
-};
-__device__ __forceinline__ Best Better(Best a, Best b) {
-  const bool second = b.value > a.value || (b.value == a.value && b.index < a.index);
-  return second ? b : a;
+// Floats as integers of the same order, so that the warp's reduction instruction finds the largest.
+__device__ __forceinline__ uint32_t Ordered(float v) {
+  const uint32_t bits = __float_as_uint(v);
+  if (v != v) return 0;  // NaN last
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The largest of values[0 .. n) in shared memory, the smallest index among equals; all lanes get it.
-__device__ __forceinline__ Best WarpArgMax(const float* values, int n) {
-  const int lane = threadIdx.x % 32;
-  Best best{-INFINITY, n};
-  for (int i = lane; i < n; i += 32) best = Better(best, {values[i], i});
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    best = Better(best, {__shfl_xor_sync(0xffffffffu, best.value, offset), __shfl_xor_sync(0xffffffffu, best.index, offset)});
-  }
-  best.index = min(best.index, n - 1);  // all NaN: still a valid index
-  return best;
-}
+__device__ __forceinline__ uint32_t WarpMax(uint32_t v) { return __reduce_max_sync(0xffffffffu, v); }
+__device__ __forceinline__ uint32_t WarpMin(uint32_t v) { return __reduce_min_sync(0xffffffffu, v); }
+
+// Scores of one token lie in shared memory with a gap after every 32, so that lanes that walk over different groups of
+// experts meet in different banks.
+__device__ __forceinline__ int At(int expert) { return expert + expert / 32; }
 
 __device__ void Scores(const RouteArgs& p, const float* logits, float* scores) {
   const int lane = threadIdx.x % 32;
   if (p.scoring == ScoringFunc::kSigmoid) {
-    for (int e = lane; e < p.experts; e += 32) scores[e] = 1.f / (1.f + expf(-logits[e]));
+    for (int e = lane; e < p.experts; e += 32) scores[At(e)] = 1.f / (1.f + expf(-logits[e]));
     return;
   }
   float largest = -INFINITY, sum = 0;
   for (int e = lane; e < p.experts; e += 32) largest = fmaxf(largest, logits[e]);
   largest = WarpReduce<MaxOp>(largest);
   for (int e = lane; e < p.experts; e += 32) {
-    scores[e] = expf(logits[e] - largest);
-    sum += scores[e];
+    scores[At(e)] = expf(logits[e] - largest);
+    sum += scores[At(e)];
   }
   sum = WarpReduce<SumOp>(sum);
-  for (int e = lane; e < p.experts; e += 32) scores[e] = scores[e] / sum;
+  for (int e = lane; e < p.experts; e += 32) scores[At(e)] = scores[At(e)] / sum;
 }
 
-// Sets the selection score of experts outside the best groups to -inf. `groups` holds n_group floats.
-__device__ void MaskGroups(const RouteArgs& p, float* selection, float* groups) {
+// The groups that are kept, as bits. Some lanes share a group: each finds its two best, then they compare.
+__device__ uint64_t KeptGroups(const RouteArgs& p, const float* selection, float* groups) {
   const int lane = threadIdx.x % 32, size = p.experts / p.n_group;
-  for (int g = lane; g < p.n_group; g += 32) {
+  const int sharing = p.n_group <= 4 ? 8 : p.n_group <= 8 ? 4 : p.n_group <= 16 ? 2 : 1;
+  for (int begin = 0; begin < p.n_group; begin += 32 / sharing) {
+    const int g = begin + lane / sharing;
     float first = -INFINITY, second = -INFINITY;
-    for (int e = g * size; e < (g + 1) * size; ++e) {
-      const float s = selection[e];
+    for (int i = lane % sharing; i < size && g < p.n_group; i += sharing) {
+      const float s = selection[At(g * size + i)];
       second = fmaxf(second, fminf(first, s));
       first = fmaxf(first, s);
     }
-    groups[g] = p.method == TopkMethod::kNoAuxTc ? (size > 1 ? first + second : first) : first;
+    for (int offset = 1; offset < sharing; offset *= 2) {
+      const float other_first = __shfl_xor_sync(0xffffffffu, first, offset), other_second = __shfl_xor_sync(0xffffffffu, second, offset);
+      second = fmaxf(fminf(first, other_first), fmaxf(second, other_second));
+      first = fmaxf(first, other_first);
+    }
+    if (lane % sharing == 0 && g < p.n_group) groups[g] = p.method == TopkMethod::kNoAuxTc && size > 1 ? first + second : first;
   }
   __syncwarp();
-  uint64_t kept = 0;  // groups are few: LM_CHECKed to be at most 64
+  uint32_t mine[2];  // groups lane and lane + 32
+#pragma unroll
+  for (int i = 0; i < 2; ++i) mine[i] = lane + i * 32 < p.n_group ? Ordered(groups[lane + i * 32]) + 1 : 0;  // 0: taken or none
+  uint64_t kept = 0;
   for (int i = 0; i < p.topk_group; ++i) {
-    const Best best = WarpArgMax(groups, p.n_group);
-    kept |= uint64_t{1} << best.index;
-    __syncwarp();
-    if (lane == 0) groups[best.index] = -INFINITY;
-    __syncwarp();
+    const uint32_t best = WarpMax(max(mine[0], mine[1]));
+    const uint32_t index = WarpMin(mine[0] == best ? lane : mine[1] == best ? lane + 32 : 64);
+    kept |= uint64_t{1} << index;
+    if (static_cast<int>(index % 32) == lane) mine[index / 32] = 0;
   }
-  for (int e = lane; e < p.experts; e += 32) {
-    if (!(kept >> (e / size) & 1)) selection[e] = -INFINITY;
-  }
-  __syncwarp();
+  return kept;
 }
 
-__global__ void RouteKernel(RouteArgs p) {
+// kEach: experts a lane looks after; expert lane + 32 i is its i-th.
+template <int kEach>
+__global__ void __launch_bounds__(kWarps * 32) RouteKernel(RouteArgs p) {
   extern __shared__ float shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t token = blockIdx.x * int64_t{kWarps} + warp;
   if (token >= p.tokens) return;
-  float* scores = shared + warp * (2 * p.experts + p.n_group);
-  float* selection = scores + p.experts;
+  const int padded = At(p.experts) + 1;
+  float* scores = shared + warp * (2 * padded + p.n_group);
+  float* selection = scores + padded;
   Scores(p, p.logits + token * p.stride, scores);
-  __syncwarp();
-  for (int e = lane; e < p.experts; e += 32) selection[e] = scores[e] + (p.bias == nullptr ? 0.f : p.bias[e]);
-  __syncwarp();
-  if (p.method != TopkMethod::kGreedy) MaskGroups(p, selection, selection + p.experts);
-  int32_t* ids = p.ids + token * p.top_k;
-  float* weights = p.weights + token * p.top_k;
-  float sum = 0;
-  for (int i = 0; i < p.top_k; ++i) {
-    const Best best = WarpArgMax(selection, p.experts);
-    sum += scores[best.index];
+  uint64_t kept = ~uint64_t{0};
+  if (p.method != TopkMethod::kGreedy) {
+    for (int e = lane; e < p.experts; e += 32) selection[At(e)] = scores[At(e)] + (p.bias == nullptr ? 0.f : p.bias[e]);
     __syncwarp();
-    if (lane == 0) {
-      selection[best.index] = -INFINITY;
-      ids[i] = best.index;
-      weights[i] = scores[best.index];
-    }
-    __syncwarp();
+    kept = KeptGroups(p, selection, selection + padded);
   }
-  const float factor = p.normalise ? p.scaling / (sum + 1e-20f) : p.scaling;
-  if (lane < p.top_k) weights[lane] *= factor;  // top_k <= 32
+  const int size = p.experts / p.n_group;
+  uint32_t keys[kEach];  // 0: taken; 1: masked, or a NaN
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane + i * 32;
+    keys[i] = 0;
+    if (e >= p.experts) continue;
+    const bool inside = p.method == TopkMethod::kGreedy || (kept >> (e / size) & 1);
+    keys[i] = inside ? max(Ordered(scores[At(e)] + (p.bias == nullptr ? 0.f : p.bias[e])), 1u) : 1u;
+  }
+  __syncwarp();
+  float sum = 0, mine = 0;
+  int my_id = 0;
+  for (int k = 0; k < p.top_k; ++k) {
+    uint32_t best = 0;
+    int index = 0;
+#pragma unroll
+    for (int i = kEach - 1; i >= 0; --i) {
+      if (keys[i] >= best) best = keys[i], index = i;  // downwards and >=: the smallest index of equals
+    }
+    const uint32_t largest = WarpMax(best);
+    const int expert = static_cast<int>(WarpMin(best == largest ? lane + index * 32 : 1u << 20));
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (expert == lane + i * 32) keys[i] = 0;
+    }
+    const float score = scores[At(expert)];
+    sum += score;
+    if (lane == k) mine = score, my_id = expert;
+  }
+  if (lane >= p.top_k) return;  // top_k <= 32
+  p.ids[token * p.top_k + lane] = my_id;
+  p.weights[token * p.top_k + lane] = p.normalise ? mine / (sum + 1e-20f) * p.scaling : mine * p.scaling;
 }
 
 }  // namespace
@@ -130,9 +151,10 @@ void LaunchRoute(const RouterParams& p, cudaStream_t stream) {
                "kept groups hold fewer experts than top_k");
   const RouteArgs args{p.logits.f32(), p.logits.row_stride, p.bias.f32(), p.logits.rows(), experts, p.scoring, p.method, groups,
                        p.topk_group, p.top_k, p.norm_topk_prob, p.routed_scaling_factor, p.ids, p.weights};
-  const int shared = kWarps * (2 * experts + groups) * static_cast<int>(sizeof(float));
-  LM_CHECK_MSG(shared <= 48 * 1024, "router over " + std::to_string(experts) + " experts");
-  RouteKernel<<<static_cast<unsigned>(CeilDiv(args.tokens, kWarps)), kWarps * 32, shared, stream>>>(args);
+  const int padded = experts + experts / 32 + 1, shared = kWarps * (2 * padded + groups) * static_cast<int>(sizeof(float));
+  LM_CHECK_MSG(shared <= 48 * 1024 && experts <= 1024, "router over " + std::to_string(experts) + " experts");
+  const auto kernel = experts <= 64 ? RouteKernel<2> : experts <= 256 ? RouteKernel<8> : experts <= 512 ? RouteKernel<16> : RouteKernel<32>;
+  kernel<<<static_cast<unsigned>(CeilDiv(args.tokens, kWarps)), kWarps * 32, shared, stream>>>(args);
   CheckLaunch("Route");
 }
 

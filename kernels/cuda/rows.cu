@@ -20,7 +20,18 @@ __global__ void GatherRowsKernel(const U* x, int64_t x_stride, const int32_t* in
     return;
   }
   const U* source = x + static_cast<int64_t>(from / divisor) * x_stride;
-  for (int64_t i = threadIdx.x; i < units; i += blockDim.x) to[i] = source[i];
+  constexpr int kUnroll = 4;  // loads in flight
+  for (int64_t i = threadIdx.x; i < units; i += blockDim.x * kUnroll) {
+    U v[kUnroll];
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j) {
+      if (i + j * blockDim.x < units) v[j] = source[i + j * blockDim.x];
+    }
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j) {
+      if (i + j * blockDim.x < units) to[i + j * blockDim.x] = v[j];
+    }
+  }
 }
 
 template <typename U>

@@ -47,12 +47,13 @@ __device__ __forceinline__ void CopyBoxToCluster(void* to, const CUtensorMap* ma
       "l"(map), "r"(col), "r"(row), "r"(SharedAddress(barrier)), "h"(blocks)
       : "memory");
 }
-// Arrives at the barrier in the same place of another block of the cluster.
+// Arrives at the barrier in the same place of another block of the cluster. (With release.cluster it would order global
+// memory too, at the price of a fence over the whole card; here only reads that are over go before it.)
 __device__ __forceinline__ void BarrierArriveAt(uint64_t* barrier, uint32_t block) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(SharedAddress(barrier)), "r"(block) : "memory");
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(SharedAddress(barrier)), "r"(block) : "memory");
 }
 __device__ __forceinline__ void ClusterSync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

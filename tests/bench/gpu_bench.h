@@ -39,6 +39,9 @@ class Bench {
   Tensor Poisoned(DType dtype, std::initializer_list<int64_t> dims);
   double Difference(const TensorView& a, const TensorView& b);  // relative, of contiguous tensors
 
+  // One call each and no timing, for profilers.
+  void set_profiling(bool on) { profiling_ = on; }
+  bool profiling() const { return profiling_; }
   // Median time of one call; call i works on data set i % sets, so that the sets together exceed the L2.
   double Time(const std::function<void(int)>& call, int calls);
   void MeasureCeilings();
@@ -55,6 +58,7 @@ class Bench {
   std::vector<Row> rows_;
   double copy_tbytes_ = 0, bf16_tflops_ = 0;
   uint32_t seed_ = 1;
+  bool profiling_ = false;
 };
 
 void BenchAttention(Bench& bench);

@@ -96,7 +96,8 @@ class AttentionGpuTest : public GpuOpsTest {
     Batch b = MakeBatch(format, latent, rope, block_size, queries, lengths, shard);
     auto& q = Random("q", type, {b.tokens, heads * (latent + rope)});
     auto& out = Output("out", type, {b.tokens, heads * latent}, type == DType::kF32 ? 1e-5 : 6e-3);
-    auto& lse = Output("lse", DType::kF32, {b.tokens, heads}, type == DType::kF32 ? 1e-5 : 1e-4);
+    // the Hopper kernel rounds dequantised FP8 keys to bf16 once more
+    auto& lse = Output("lse", DType::kF32, {b.tokens, heads}, type == DType::kF32 ? 1e-5 : format == CacheFormat::kF8 ? 1e-3 : 1e-4);
     const float scale = 1.5f / std::sqrt(static_cast<float>(latent + rope));
     SCOPED_TRACE(std::string(DTypeName(type)) + " cache " + CacheFormatName(format) + " heads " + std::to_string(heads) + " latent " +
                  std::to_string(latent) + " sequences " + std::to_string(queries.size()) + " first " + std::to_string(queries[0]) + " of " +
