@@ -72,9 +72,11 @@ Result<Hardware> ReadMachine(const PlanFlags& f, std::vector<std::string>& assum
   Hardware hw = gpu ? H200() : CpuRank();
   hw.ranks = gpu ? std::max(1, f.gpus) : f.ranks;
   MachineFlags flags(assumed);
-  flags.Set(gpu ? "--gpu-memory" : "--rank-memory", gpu ? f.gpu_memory : f.rank_memory, hw.memory);
-  if (gpu) flags.Set("--reserve", f.reserve, hw.reserve);
-  else if (f.reserve) hw.reserve = *f.reserve;
+  uint64_t memory = gpu ? f.gpu_memory : f.rank_memory;
+  if (memory > 0) hw.memory = memory;
+  else assumed.push_back(gpu ? "--gpu-memory" : "--rank-memory");
+  if (f.reserve != UINT64_MAX) hw.reserve = f.reserve;
+  else if (gpu) assumed.push_back("--reserve");
   flags.Set(gpu ? "--gpus-per-node" : "--ranks-per-node", f.per_node, hw.ranks_per_node);
   if (!f.measured.empty()) {
     LM_RETURN_IF_ERROR(ApplyMeasured(f.measured, hw));
@@ -102,10 +104,10 @@ void PlanFlags::Register(FlagSet& flags) {
   flags.Required("--model");
   flags.Section("Machine: --gpus, or --ranks for CPU ranks (unset: one H200 a GPU, or a modest CPU; the report says so)");
   flags.Add("--gpus", &gpus, "GPUs, one rank each", kNonNegative);
-  flags.AddSize("--gpu-memory", &gpu_memory.emplace(0), "Memory of one GPU, e.g. 141GB");
+  flags.AddSize("--gpu-memory", &gpu_memory, "Memory of one GPU, e.g. 141GB");
   flags.Add("--ranks", &ranks, "CPU ranks", kNonNegative);
-  flags.AddSize("--rank-memory", &rank_memory.emplace(0), "Memory one CPU rank may use");
-  flags.AddSize("--reserve", &reserve.emplace(0), "Of it, taken by CUDA, NCCL and other programs");
+  flags.AddSize("--rank-memory", &rank_memory, "Memory one CPU rank may use");
+  flags.AddSize("--reserve", &reserve, "Of it, taken by CUDA, NCCL and other programs");
   flags.Add("--gpus-per-node", &per_node, "GPUs (or ranks) a node has", kPositive);
   flags.Add("--ranks-per-node", &per_node, "The same", kPositive);
   flags.Add("--memory-bandwidth", &memory_bandwidth, "Of one rank, e.g. 4.3TB/s");
@@ -167,7 +169,7 @@ Result<PlanQuestion> ReadPlanQuestion(const PlanFlags& f) {
   if (!f.context.empty()) {
     LM_ASSIGN_OR_RETURN(context, ParseQuantity("--context", f.context, 1024));
   }
-  if (context < 1 || context > 1e9) return InvalidArgument("--context: must be from 1 to a milliard tokens");
+  if (context < 1 || context > 1e9) return InvalidArgument("--context: must be from 1 to 10^9 tokens");
   request.engine.max_model_len = static_cast<int>(context);
   return question;
 }

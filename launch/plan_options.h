@@ -16,7 +16,8 @@ struct PlanFlags {
   int gpus = 0;                      // one of gpus and ranks
   int ranks = 0;
   std::string measured;              // JSON of preflight
-  std::optional<uint64_t> gpu_memory, rank_memory, reserve;
+  uint64_t gpu_memory = 0, rank_memory = 0;     // 0: not given
+  uint64_t reserve = UINT64_MAX;                // this value: not given
   std::optional<int> per_node;
   std::string memory_bandwidth, flops, link_bandwidth, node_bandwidth;
   std::optional<double> link_latency_us, node_latency_us;

@@ -41,12 +41,18 @@ Part RoutedExperts(const StageModel& stage, const StepWork& work) {
   return part;
 }
 
-// Absorbed or expanded, as the engine would choose; both read every cached token of each sequence once.
+// As the engine would choose.
+bool Expands(const StageModel& stage, const StepWork& work) {
+  double queries = work.tokens / std::max(1.0, work.sequences);
+  return stage.setup.config.is_mla() && queries > CrossoverQueries(stage.setup.config, std::max(1.0, work.context));
+}
+
+// Absorbed or expanded; both read every cached token of each sequence once.
 Part Attention(const StageModel& stage, const StepWork& work) {
   const RankSetup& s = stage.setup;
   double queries = work.tokens / std::max(1.0, work.sequences), heads = static_cast<double>(s.shard.heads.count);
   double layers = static_cast<double>(s.shard.layers.count), pairs = work.tokens * work.context * heads * layers;
-  bool expand = s.config.is_mla() && queries > CrossoverQueries(s.config, std::max(1.0, work.context));
+  bool expand = Expands(stage, work);
   Part part;
   part.flops = pairs * static_cast<double>(expand ? ExpandedPairFlops(s.config) : AbsorbedPairFlops(s.config));
   // Expanding multiplies every cached token by kv_b; the new ones were counted with the projections.
@@ -76,11 +82,28 @@ double ExchangeSeconds(const StageModel& stage, const Hardware& hw, const StepWo
          4 * (far ? hw.node_latency : hw.link_latency);
 }
 
+// Under cp an absorbed step gathers the queries of the cp group's heads and returns their partial outputs and sums; an expanded
+// one passes the group's latents around a ring.
+double ContextSeconds(const StageModel& stage, const Hardware& hw, const StepWork& work) {
+  const RankSetup& s = stage.setup;
+  const ModelConfig& c = s.config;
+  int cp = s.shard.layout.cp;
+  if (cp == 1) return 0;
+  double heads = static_cast<double>(s.shard.heads.count), element = static_cast<double>(DTypeSize(s.activation));
+  double numbers = work.tokens * heads * static_cast<double>(c.qk_nope_head_dim + c.qk_rope_head_dim + 2 * c.kv_lora_rank + 1);
+  if (Expands(stage, work))
+    numbers = work.sequences * work.context / cp * static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim);
+  bool far = cp > hw.ranks_per_node;
+  double out = far ? hw.node_bandwidth : hw.link_bandwidth, latency = far ? hw.node_latency : hw.link_latency;
+  return static_cast<double>(s.shard.layers.count) * ((cp - 1) * numbers * element / out + 4 * latency);
+}
+
 double LinkSeconds(const StageModel& stage, const Hardware& hw, const StepWork& work) {
   const ModelShard& shard = stage.setup.shard;
   double row = static_cast<double>(stage.setup.config.hidden_size) * static_cast<double>(DTypeSize(stage.setup.activation));
   double bytes = work.tokens * row, layers = static_cast<double>(shard.layers.count);
   double seconds = (2 * layers + (shard.first_stage() ? 1 : 0)) * AllReduceSeconds(hw, shard.layout.tp, bytes);
+  seconds += ContextSeconds(stage, hw, work);
   seconds += static_cast<double>(stage.weights.moe_layers) * ExchangeSeconds(stage, hw, work);
   bool far = hw.ranks > hw.ranks_per_node;
   double out = far ? hw.node_bandwidth : hw.link_bandwidth, latency = far ? hw.node_latency : hw.link_latency;
