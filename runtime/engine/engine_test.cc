@@ -112,6 +112,9 @@ std::vector<Case> AllCases() {
     for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1}, {2, 1, 1, 1}, {1, 2, 1, 1}, {1, 1, 2, 1}, {2, 2, 1, 1},
                                   {4, 1, 1, 2}, {2, 2, 2, 2}})
       cases.push_back({folder, layout});
+  for (const char* folder : {"odd-v3", "odd-v3-fp8", "odd-v2", "odd-bias"})
+    for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1}, {2, 2, 1, 1}, {2, 1, 2, 2}, {1, 3, 1, 1}}) cases.push_back({folder, layout});
+  for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1}, {2, 1, 1, 1}, {3, 1, 2, 1}}) cases.push_back({"odd-llama", layout});
   for (const char* folder : {"llama-mha", "llama-gqa", "llama-mqa"})
     for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1}, {4, 1, 1, 1}, {2, 2, 2, 1}}) cases.push_back({folder, layout});
   return cases;
