@@ -45,6 +45,7 @@ void ApplyJobFlags(Job& job, const ModelFlags& flags) {
   JobOptions options;
   options.step_timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.step_timeout * 1000));
   options.idle_timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.idle_timeout * 1000));
+  options.share_gpu = flags.engine.share_gpu;
   job.SetOptions(options);
 }
 
