@@ -30,6 +30,7 @@ std::unique_ptr<Command> MakeBenchThroughputCommand();
 std::unique_ptr<Command> MakeBenchLatencyCommand();
 std::unique_ptr<Command> MakeBenchAttentionCommand();
 std::unique_ptr<Command> MakePlanCommand();
+std::unique_ptr<Command> MakePreflightCommand();
 std::unique_ptr<Command> MakeVersionCommand();
 
 std::vector<std::unique_ptr<Command>> MakeAllCommands();    // in the order of --help
