@@ -42,6 +42,14 @@ void RegisterMemory(FlagSet& flags, EngineOptions* engine) {
   flags.AddSize("--kv-memory", &engine->kv_memory, "Memory of the cache a rank, e.g. 4GB or 512MiB; 0: what fits");
 }
 
+void RegisterBalance(FlagSet& flags, EngineOptions* engine, std::string* balance) {
+  flags.Section("Experts");
+  flags.AddChoice("--expert-balance", balance, {"off", "on"}, "Move and copy experts between ranks to follow the load");
+  flags.Add("--redundant-experts", &engine->redundant_experts, "Copies of busy experts in each layer, over all ranks", kNonNegative);
+  flags.Add("--balance-interval", &engine->balance_interval,
+            "Steps between two looks at the loads of all ranks; 0: 128 with --expert-balance on, else never", kNonNegative);
+}
+
 }  // namespace
 
 void ModelFlags::Register(FlagSet& flags) {
@@ -56,6 +64,7 @@ void ModelFlags::Register(FlagSet& flags) {
   flags.AddSwitch("--share-gpu", &engine.share_gpu, "Several ranks may use one GPU");
   RegisterLayout(flags, &engine.layout);
   RegisterMemory(flags, &engine);
+  RegisterBalance(flags, &engine, &expert_balance);
   flags.Section("Running");
   flags.AddChoice("--attention", &attention, {"auto", "absorbed", "expanded"},
                   "Form of latent attention; auto switches at the crossover of their costs");
@@ -72,6 +81,7 @@ void ModelFlags::Register(FlagSet& flags) {
                   "After each step, check that all ranks made the same calls and got what was sent (slow)");
   flags.Add("--inject-fault", &engine.inject_fault,
             "For tests: throw@RANK:STEP, corrupt@RANK:STEP or slow@RANK:STEP:SECONDS");
+  flags.Add("--trace", &engine.trace, "File for a timeline of all ranks' steps (Chrome trace JSON; opens in Perfetto)");
   flags.AddChoice("--log-level", &log_level, {"trace", "debug", "info", "warn", "error", "off"},
                   "What is logged to stderr");
 }
@@ -82,6 +92,7 @@ Result<EngineOptions> ModelFlags::Resolve() const {
   }
   EngineOptions options = engine;
   options.prefix_caching = !no_prefix_caching;
+  options.expert_balance = expert_balance == "on";
   options.attention = attention == "absorbed"   ? AttentionMode::kAbsorbed
                       : attention == "expanded" ? AttentionMode::kExpanded
                                                 : AttentionMode::kAuto;

@@ -15,6 +15,7 @@ namespace latentmesh {
 struct ModelFlags {
   EngineOptions engine;
   std::string attention = "auto";
+  std::string expert_balance = "off";
   bool no_prefix_caching = false;
   bool dedicated_scheduler = false;
   double step_timeout = 300;           // seconds

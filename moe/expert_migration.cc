@@ -112,6 +112,26 @@ ExpertPlacement AlignPlacement(const ExpertPlacement& from, const ExpertPlacemen
   return ExpertPlacement::FromTable(to.experts(), table).value();
 }
 
+ExpertPlacement KeepPlaces(const ExpertPlacement& from, const ExpertPlacement& to) {
+  LM_CHECK(from.experts() == to.experts() && from.ranks() == to.ranks());
+  std::vector<std::vector<int32_t>> table(to.ranks());
+  for (int rank = 0; rank < to.ranks(); ++rank) {
+    auto before = from.LocalExperts(rank), after = to.LocalExperts(rank);
+    std::vector<int32_t>& slots = table[rank];
+    slots.assign(after.size(), -1);
+    std::vector<int32_t> others;
+    for (int32_t expert : after) {
+      size_t at = std::find(before.begin(), before.end(), expert) - before.begin();
+      if (at < before.size() && at < slots.size()) slots[at] = expert;
+      else others.push_back(expert);
+    }
+    auto next = others.begin();
+    for (int32_t& slot : slots)
+      if (slot < 0) slot = *next++;
+  }
+  return ExpertPlacement::FromTable(to.experts(), table).value();
+}
+
 void MigrateExperts(std::span<const ExpertMove> moves, std::span<const ExpertArray> arrays, Communicator& ep,
                     Device& device, Stream& stream) {
   Waves waves(moves, ep.rank(), ep.size());

@@ -29,6 +29,10 @@ int64_t CountTransfers(std::span<const ExpertMove> moves);       // moves betwee
 // they hold in `from`. Rank loads are permuted, MaxOverMean stays.
 ExpertPlacement AlignPlacement(const ExpertPlacement& from, const ExpertPlacement& to, const BalanceShape& shape);
 
+// `to` with each rank's experts in such a local order that those it holds in `from` keep their slots there where these
+// exist in `to`; the others fill the slots left. A move with from == to then needs no copy.
+ExpertPlacement KeepPlaces(const ExpertPlacement& from, const ExpertPlacement& to);
+
 // One array of weights (gate, up, down, or scales) in device memory, experts one after the other.
 struct ExpertArray {
   const void* from = nullptr;        // [experts of this rank in the old placement] x bytes

@@ -28,6 +28,7 @@ struct EngineStats {
   int64_t waiting = 0;                 // requests
   double cache_usage = 0;              // fraction of blocks in use
   int64_t steps = 0;
+  double seconds_since_active = 0;     // since RunUntil last ended a step or, being idle, looked for work
   int64_t prompt_tokens = 0;           // computed or found cached, of all requests so far
   int64_t generated_tokens = 0;
   int64_t preemptions = 0;
@@ -36,7 +37,16 @@ struct EngineStats {
   int64_t draft_tokens = 0;            // proposed by speculative decoding and verified
   int64_t accepted_tokens = 0;         // of those
   int64_t verified_steps = 0;          // sequence steps that carried drafts; each gave 1 + its accepted tokens
-  std::vector<int64_t> expert_load;    // [layers with experts * experts] tokens routed so far (rank 0's view)
+  // [layers with experts * experts] tokens routed so far: rank 0's view or, with a balance interval, of all ranks and stages
+  // when they were last gathered; then what follows is known, too.
+  std::vector<int64_t> expert_load;
+  int32_t expert_layers = 0;           // layers with experts, of all stages; 0: not gathered
+  int32_t expert_ranks = 0;            // ranks of an expert group (dp x tp)
+  std::vector<double> expert_rank_load;   // [expert_layers * expert_ranks] tokens of the last windows, as experts lie now
+  double expert_max_over_mean = 1;     // heaviest rank over mean, mean over layers, of these
+  double expert_contiguous_max_over_mean = 1;   // the same if no expert had been moved
+  int64_t expert_layers_moved = 0;     // placements applied
+  int64_t experts_sent = 0;            // copies sent between ranks for them
 };
 
 // Logits (and hidden states) of a whole sequence; used by verify and eval.

@@ -58,7 +58,8 @@ EngineImpl::EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<
     : worker_(worker), control_(control), tokenizer_(std::move(tokenizer)), scheduler_(std::move(scheduler)),
       drafter_([this](StepCommand command) { return RunPlan(std::move(command)); }, scheduler_->options().block_size,
                scheduler_->options().max_model_len),
-      controller_(worker.setup().options.speculative_tokens), next_seed_(worker.setup().options.seed) {
+      controller_(worker.setup().options.speculative_tokens), next_seed_(worker.setup().options.seed),
+      balancer_(worker.setup()) {
   for (int64_t id : config().eos_token_ids) eos_ids_.push_back(static_cast<int32_t>(id));
 }
 
@@ -89,7 +90,7 @@ Status EngineImpl::Submit(Request request) {
   live->output.prompt_tokens = static_cast<int32_t>(live->request.prompt_ids.size());
   uint64_t seed = live->request.sampling.seed.value_or(ChoiceSeed(next_seed_++, -1));
   for (int32_t i = 0; i < live->request.sampling.n; ++i)
-    live->choices.emplace_back(i, ChoiceSeed(seed, i), live->request.sampling, tokenizer_.get(), eos_ids_);
+    live->choices.emplace_back(i, ChoiceSeed(seed, i), live->request, tokenizer_.get(), eos_ids_);
   ids_[live->request.id] = next_id_;
   live_[next_id_++] = std::move(live);
   work_.notify_one();
@@ -114,6 +115,7 @@ EngineStats EngineImpl::Stats() const {
   stats.waiting = s.waiting;
   stats.cache_usage = s.cache_usage();
   stats.steps = s.steps;
+  stats.seconds_since_active = std::chrono::duration<double>(Clock::now() - last_active_.load()).count();
   stats.prompt_tokens = prompt_tokens_;
   stats.generated_tokens = generated_tokens_;
   stats.preemptions = s.preemptions;
@@ -123,7 +125,23 @@ EngineStats EngineImpl::Stats() const {
   stats.accepted_tokens = speculation_.accepted;
   stats.verified_steps = speculation_.verifications;
   stats.expert_load = expert_load_;
+  BalanceState balance = balancer_.state();
+  if (balance.layers == 0) return stats;
+  stats.expert_load = std::move(balance.loads);
+  stats.expert_layers = balance.layers;
+  stats.expert_ranks = balance.ranks;
+  stats.expert_rank_load = std::move(balance.rank_loads);
+  stats.expert_max_over_mean = balance.max_over_mean;
+  stats.expert_contiguous_max_over_mean = balance.contiguous_max_over_mean;
+  stats.expert_layers_moved = balance.layers_moved;
+  stats.experts_sent = balance.experts_sent;
   return stats;
+}
+
+std::vector<std::string> EngineImpl::RunBalance(const BalanceCommand& command) {
+  std::string bytes = EncodeBalanceCommand(command);
+  control_.Broadcast(bytes);
+  return worker_.Balance(command);
 }
 
 StepResult EngineImpl::RunPlan(StepCommand command) {
@@ -154,6 +172,7 @@ bool EngineImpl::Step() {
   for (const Delivery& d : deliveries)
     if (d.on_output) d.on_output(d.output);
   if (!seeds.empty()) Speculate(step, std::move(seeds), seconds);
+  if (!step.empty()) balancer_.AfterStep([this](const BalanceCommand& command) { return RunBalance(command); });
   return worked;
 }
 
@@ -348,7 +367,7 @@ void EngineImpl::ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count) 
   }
 }
 
-SampledToken EngineImpl::SampleOne(const float* row, const ChoiceState& choice, const Live& live) {
+SampledToken EngineImpl::SampleOne(const float* row, ChoiceState& choice, const Live& live) {
   row_.assign(row, row + config().vocab_size);
   if (std::none_of(row_.begin(), row_.end(), [](float x) { return std::isfinite(x); }))
     throw Error(StatusCode::kInvalidModel, "request " + live.request.id + ": the model gave no finite logit for token " +
@@ -360,6 +379,7 @@ SampledToken EngineImpl::SampleOne(const float* row, const ChoiceState& choice, 
   context.output = choice.output();
   context.eos_ids = eos_ids_;
   context.seed = choice.seed();
+  context.allowed = choice.AllowedTokens(config().vocab_size);
   return Sample(row_, live.request.sampling, context);
 }
 
@@ -370,7 +390,9 @@ void EngineImpl::RunUntilIdle() {
 
 void EngineImpl::RunUntil(const std::atomic<bool>& stop) {
   while (!stop.load()) {
-    if (Step()) continue;
+    bool worked = Step();
+    last_active_ = Clock::now();
+    if (worked) continue;
     KeepAlive();
     std::unique_lock lock(mutex_);
     work_.wait_for(lock, kIdleWait, [&] { return stop.load() || scheduler_->HasWork() || !cancelled_.empty(); });

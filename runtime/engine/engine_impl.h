@@ -4,6 +4,7 @@
 // outputs are delivered, so Submit and Cancel never wait for the model.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "parallel/control_channel.h"
+#include "runtime/engine/balancer.h"
 #include "runtime/engine/choice_state.h"
 #include "runtime/engine/drafter.h"
 #include "runtime/engine/engine.h"
@@ -78,9 +80,10 @@ class EngineImpl : public Engine {
                    std::span<const ChoiceResult> results) const;
   void Speculate(const ScheduledStep& step, std::vector<DraftSeed> seeds, double seconds);
   void ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count);
-  SampledToken SampleOne(const float* row, const ChoiceState& choice, const Live& live);
+  SampledToken SampleOne(const float* row, ChoiceState& choice, const Live& live);
   void Finish(int64_t id, std::vector<Delivery>& deliveries);
   void SnapshotLoads();
+  std::vector<std::string> RunBalance(const BalanceCommand& command);
   double Since(const Live& live) const { return std::chrono::duration<double>(Clock::now() - live.submitted).count(); }
 
   Worker& worker_;
@@ -104,8 +107,10 @@ class EngineImpl : public Engine {
   int64_t generated_tokens_ = 0;
   SpeculationStats speculation_;
   std::vector<int64_t> expert_load_;
+  Balancer balancer_;
   Clock::time_point last_snapshot_{};
   Clock::time_point last_heartbeat_ = Clock::now();
+  std::atomic<Clock::time_point> last_active_ = Clock::now();
 };
 
 }  // namespace latentmesh

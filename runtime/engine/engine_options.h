@@ -31,6 +31,11 @@ struct EngineOptions {
   AttentionMode attention = AttentionMode::kAuto;
   std::string speculative = "auto";   // auto (mtp when the checkpoint has the layer), mtp, ngram
   int speculative_tokens = 0;         // drafts a sequence and step at most; 0: off
+  bool expert_balance = false;        // move and copy experts between ranks to follow the load (balancer.h)
+  int redundant_experts = 0;          // copies of experts beyond one each, in a layer, over all ranks of a stage
+  int balance_interval = 0;           // steps between two looks at the loads; 0: off, or chosen with expert_balance
+  int ranks_per_node = 0;             // filled in by Runtime
+  std::string trace;                  // file for a timeline of all ranks (trace.h); empty: off
   std::function<void(const LoadProgress&)> load_progress;   // called on rank 0
   std::function<void()> keep_alive;   // called between steps: for a CreateLocal run inside a job's body
 };

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "runtime/engine/balancer.h"
+#include "runtime/engine/balancer_rank.h"
 #include "runtime/model/decoder.h"
 
 namespace latentmesh {
@@ -109,6 +111,7 @@ MoeWorkspaceOptions RankSetup::moe_options() const {
   } else {
     moe.max_tokens = SplitRange(limits.max_tokens, shard.layout.tp, 0).count;
   }
+  moe.max_local_experts = weight_options.expert_slots;
   moe.activation = activation;
   moe.payload = activation;
   return moe;
@@ -143,6 +146,7 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   if (r.max_seqs == 0) r.max_seqs = gpu ? 256 : 64;
   r.max_seqs = std::min(r.max_seqs, r.max_batch_tokens);
   LM_RETURN_IF_ERROR(ResolveSpeculation(config, r));
+  LM_RETURN_IF_ERROR(ResolveBalance(config, r));
   return r;
 }
 
@@ -160,6 +164,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   s.activation = device == DeviceKind::kCuda && resolved.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   if (config.n_routed_experts > 0)
     s.placement = ExpertPlacement::Contiguous(static_cast<int>(config.n_routed_experts), mesh.ep_size());
+  if (resolved.expert_balance) s.weight_options.expert_slots = ExpertSlots(resolved, config.n_routed_experts, mesh.ep_size());
 
   Arena counter;
   LM_ASSIGN_OR_RETURN(ModelWeights weights,
@@ -168,6 +173,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   s.plan.activations = ActivationBytes(s, weights);
   if (config.n_routed_experts > 0)
     s.plan.communication = MoeWorkspace::Bytes(MoeConfigOf(config), s.moe_options(), mesh.ep_size());
+  if (resolved.expert_balance) s.plan.communication += RankBalancer::StagingBytes(weights, s.weight_options.expert_slots);
   s.plan.available = available;
 
   s.cache.layers = s.shard.layers.count + (s.weight_options.mtp ? 1 : 0);

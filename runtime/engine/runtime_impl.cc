@@ -102,6 +102,7 @@ class RuntimeImpl : public Runtime {
     options.local_size = peers_.local_size;
     options.share_gpu = resolved.share_gpu;
     LM_ASSIGN_OR_RETURN(device_, CreateDevice(kind, options));
+    resolved.ranks_per_node = peers_.local_size;
     setup_.options = resolved;
     return Status::Ok();
   }
@@ -155,6 +156,12 @@ class RuntimeImpl : public Runtime {
       std::string bytes;
       RecordFlight(-1, "waiting for the next plan");
       peers_.control->Broadcast(bytes);
+      if (IsBalanceCommand(bytes)) {
+        Result<BalanceCommand> balance = DecodeBalanceCommand(bytes);
+        if (!balance.ok()) throw Error(balance.status().code(), balance.status().message());
+        worker_->Balance(*balance);
+        continue;
+      }
       Result<StepCommand> command = DecodeCommand(bytes);
       if (!command.ok()) throw Error(command.status().code(), command.status().message());
       if (command->plan.kind == StepKind::kShutdown) return;
@@ -200,7 +207,9 @@ Result<std::unique_ptr<Runtime>> Runtime::CreateLocal(const EngineOptions& optio
   Peers peers;
   peers.own_control = std::move(CreateLocalControl(1, kLocalTimeout).front());
   peers.control = peers.own_control.get();
-  peers.connect = [](const ProcessMesh&, Device&) -> Result<CommunicatorSet> { return CreateSingleRankCommunicators(); };
+  peers.connect = [](const ProcessMesh&, Device& device) -> Result<CommunicatorSet> {
+    return CreateSingleRankCommunicators(&device);
+  };
   return StartRuntime(std::move(peers), options);
 }
 

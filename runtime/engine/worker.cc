@@ -49,6 +49,10 @@ Status Worker::Allocate(const StoredDType& stored) {
   decoder_ = std::make_unique<Decoder>(ctx_, weights_, moe_.get(), setup_.placement, step_arena_);
   logits_in_ = ReserveLogitsInbox(setup_, step_arena_);
   cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
+  if (moe_ != nullptr)
+    balancer_ = std::make_unique<RankBalancer>(RankBalancerParts{&weights_, &decoder_->moe_layers(), setup_.shard.pp_rank,
+                                                                 setup_.weight_options.expert_slots, comms_.ep.get(), &control_,
+                                                                 &device_, stream_.get()});
   return Status::Ok();
 }
 
@@ -175,6 +179,11 @@ void Worker::SendHidden(const StepCommand& command, const std::vector<float>& ca
       shard.hidden.resize(before + bytes.size() / sizeof(float));
       std::memcpy(shard.hidden.data() + before, bytes.data(), bytes.size());
     }
+}
+
+std::vector<std::string> Worker::Balance(const BalanceCommand& command) {
+  LM_CHECK(balancer_ != nullptr);
+  return balancer_->Execute(command);
 }
 
 std::vector<int64_t> Worker::ExpertLoads() const {

@@ -8,6 +8,7 @@
 #include "parallel/communicator.h"
 #include "parallel/control_channel.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/engine/balancer_rank.h"
 #include "runtime/engine/fault_injection.h"
 #include "runtime/engine/rank_setup.h"
 #include "runtime/engine/step_command.h"
@@ -36,6 +37,9 @@ class Worker {
   StepResult Execute(const StepCommand& command);
   // Before the first step. `audit` logs this worker's communicators and may be null; it outlives the worker.
   void Watch(CollectiveAudit* audit, const Fault& fault) { audit_ = audit, fault_ = fault; }
+
+  // Collective over the world, between steps; see RankBalancer.
+  std::vector<std::string> Balance(const BalanceCommand& command);
 
   const RankSetup& setup() const { return setup_; }
   const LoadProgress& load_progress() const { return load_progress_; }
@@ -68,6 +72,7 @@ class Worker {
   std::unique_ptr<StepBatchBuilder> builder_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<LatentKvCache> cache_;
+  std::unique_ptr<RankBalancer> balancer_;   // with routed experts
   TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
   std::vector<int64_t> main_rows_;        // first row of each sequence of the last step that ran the model
   LoadProgress load_progress_;

@@ -1,5 +1,6 @@
 #include "runtime/model/weight_filler.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -185,14 +186,15 @@ WeightView WeightFiller::Dequantized(const std::string& name, MatrixShape shape,
 }
 
 ExpertWeightsView WeightFiller::Experts(const std::vector<std::string>& prefixes, const std::string& projection,
-                                        MatrixShape shape) {
+                                        MatrixShape shape, const ExpertSlots& room) {
   ExpertWeightsView experts;
   experts.count = static_cast<int32_t>(prefixes.size());
-  if (prefixes.empty()) return experts;
+  int64_t slots = std::max(experts.count, room.count);
+  if (slots == 0) return experts;
   Range rows{0, shape.rows}, cols{0, shape.cols};
-  DType dtype = KeptAs(prefixes[0] + projection + ".weight");
+  DType dtype = KeptAs((prefixes.empty() ? room.like : prefixes[0]) + projection + ".weight");
   auto count = static_cast<int64_t>(prefixes.size());
-  TensorView data = arena_.Reserve(dtype, {count, shape.rows, shape.cols});
+  TensorView data = arena_.Reserve(dtype, {slots, shape.rows, shape.cols});
   experts.first = ScaledView(dtype, data.data, rows, cols);
   experts.data_stride = shape.rows * shape.cols * static_cast<int64_t>(DTypeSize(dtype));
   Slice scale_slice;
@@ -200,7 +202,7 @@ ExpertWeightsView WeightFiller::Experts(const std::vector<std::string>& prefixes
   if (dtype == DType::kF8E4M3) {
     scale_slice = ScaleSlice(shape, rows, cols);
     experts.scale_stride = scale_slice.rows.count * scale_slice.cols.count;
-    scales = arena_.Reserve(DType::kF32, {count, experts.scale_stride});
+    scales = arena_.Reserve(DType::kF32, {slots, experts.scale_stride});
     experts.first.scales = scales.f32();
   }
   for (int64_t e = 0; e < count; ++e) {

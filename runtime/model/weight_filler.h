@@ -13,6 +13,12 @@ struct MatrixShape {
   int64_t cols;
 };
 
+// Room for more experts than are loaded: at least `count` slots, each as large as the expert of prefix `like` takes.
+struct ExpertSlots {
+  std::string like;
+  int32_t count = 0;
+};
+
 class WeightFiller {
  public:
   WeightFiller(const QuantizationConfig& quantization, const WeightLayoutOptions& options, const StoredDType& stored,
@@ -24,7 +30,8 @@ class WeightFiller {
   // The same, but FP8 is multiplied out (to f32, or bf16 when rounding).
   WeightView Dequantized(const std::string& name, MatrixShape shape, Range rows, Range cols);
   // PREFIX + projection for each of `prefixes`, one after the other.
-  ExpertWeightsView Experts(const std::vector<std::string>& prefixes, const std::string& projection, MatrixShape shape);
+  ExpertWeightsView Experts(const std::vector<std::string>& prefixes, const std::string& projection, MatrixShape shape,
+                            const ExpertSlots& room);
   // A plain tensor kept as stored (embedding).
   TensorView Matrix(const std::string& tensor, MatrixShape shape, Range rows, Range cols);
   // Tensors turned into f32.

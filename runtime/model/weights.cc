@@ -10,9 +10,9 @@ namespace {
 // Walks a model and lays out one weight after the other; one object a call of LayOutWeights.
 class Layouter {
  public:
-  Layouter(const ModelConfig& config, const ModelShard& shard, const ExpertPlacement& placement, bool mtp,
-           WeightFiller& filler)
-      : c_(config), s_(shard), placement_(placement), mtp_(mtp), fill_(filler) {}
+  Layouter(const ModelConfig& config, const ModelShard& shard, const ExpertPlacement& placement,
+           const WeightLayoutOptions& options, WeightFiller& filler)
+      : c_(config), s_(shard), placement_(placement), mtp_(options.mtp), expert_slots_(options.expert_slots), fill_(filler) {}
 
   ModelWeights Model() {
     ModelWeights w;
@@ -58,7 +58,7 @@ class Layouter {
       w.dense = Mlp(p + "mlp.", c_.intermediate_size, s_.dense_width);
       return w;
     }
-    w.moe = Moe(p + "mlp.");
+    w.moe = Moe(p + "mlp.", i < c_.num_hidden_layers ? expert_slots_ : 0);
     if (c_.n_shared_experts > 0)
       w.shared = Mlp(p + "mlp.shared_experts.", c_.moe_intermediate_size * c_.n_shared_experts, s_.shared_width);
     return w;
@@ -121,7 +121,7 @@ class Layouter {
     return w;
   }
 
-  MoeWeights Moe(const std::string& p) {
+  MoeWeights Moe(const std::string& p, int32_t slots) {
     MoeWeights w;
     TensorView router = fill_.Float(p + "gate.weight", {c_.n_routed_experts, c_.hidden_size});
     w.router = {DType::kF32, router.data, c_.n_routed_experts, c_.hidden_size};
@@ -129,9 +129,11 @@ class Layouter {
       w.bias = fill_.Vector(p + "gate.e_score_correction_bias", c_.n_routed_experts);
     std::vector<std::string> names;
     for (int32_t e : placement_.LocalExperts(s_.ep_rank)) names.push_back(p + fmt::format("experts.{}.", e));
-    w.experts.gate = fill_.Experts(names, "gate_proj", {c_.moe_intermediate_size, c_.hidden_size});
-    w.experts.up = fill_.Experts(names, "up_proj", {c_.moe_intermediate_size, c_.hidden_size});
-    w.experts.down = fill_.Experts(names, "down_proj", {c_.hidden_size, c_.moe_intermediate_size});
+    // Every expert of a layer is stored alike, so the first says what a slot takes, also on a rank that starts without.
+    ExpertSlots room{p + "experts.0.", slots};
+    w.experts.gate = fill_.Experts(names, "gate_proj", {c_.moe_intermediate_size, c_.hidden_size}, room);
+    w.experts.up = fill_.Experts(names, "up_proj", {c_.moe_intermediate_size, c_.hidden_size}, room);
+    w.experts.down = fill_.Experts(names, "down_proj", {c_.hidden_size, c_.moe_intermediate_size}, room);
     return w;
   }
 
@@ -139,6 +141,7 @@ class Layouter {
   const ModelShard& s_;
   const ExpertPlacement& placement_;
   bool mtp_;
+  int32_t expert_slots_;
   WeightFiller& fill_;
 };
 
@@ -148,7 +151,7 @@ Result<ModelWeights> LayOutWeights(const ModelConfig& config, const ModelShard& 
                                    const WeightLayoutOptions& options, const StoredDType& stored, Arena& arena,
                                    std::vector<TensorRequest>* requests) {
   WeightFiller filler(config.quantization, options, stored, arena, requests);
-  ModelWeights weights = Layouter(config, shard, placement, options.mtp, filler).Model();
+  ModelWeights weights = Layouter(config, shard, placement, options, filler).Model();
   if (!filler.status().ok()) return filler.status();
   return weights;
 }

@@ -81,6 +81,7 @@ using StoredDType = std::function<Result<DType>(const std::string& name)>;
 struct WeightLayoutOptions {
   bool round_to_bf16 = false;      // dtype bf16
   bool mtp = false;                // load the first multi-token-prediction layer, too
+  int32_t expert_slots = 0;        // room for so many experts in each decoder layer with experts; 0: for those placed here
 };
 
 // Lays the shard's weights out in `arena`. When `requests` is given (and the arena has memory), appends the requests whose

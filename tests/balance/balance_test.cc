@@ -1,0 +1,114 @@
+// Live expert balance on goldens, ranks as threads.
+#include <cmath>
+#include <numeric>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "runtime/engine/balancer_command.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/local_job_for_test.h"
+#include "tests/balance/balance_case.h"
+
+namespace latentmesh {
+namespace {
+
+struct Case {
+  const char* model;
+  ParallelConfig layout;
+  int redundant;
+  int interval;
+};
+
+class LiveBalance : public testing::TestWithParam<Case> {};
+
+TEST_P(LiveBalance, GreedyTokensStayWhileExpertsMove) {
+  const Case& c = GetParam();
+  std::string folder = std::string("tests/golden/") + c.model;
+  GreedyGolden golden(folder);
+  EngineOptions options = BalanceOptions(folder, c.redundant, c.interval);
+  options.check_collectives = true;
+  EngineStats stats;
+  Status status = RunOnThreads(c.layout, options, [&](Engine& e) { return RunUnderMoves(e, golden, 6, stats); });
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_GT(stats.expert_layers_moved, 0);
+  EXPECT_GT(stats.experts_sent, 0);
+  EXPECT_LT(stats.expert_max_over_mean, stats.expert_contiguous_max_over_mean);
+  EXPECT_EQ(stats.expert_ranks, c.layout.dp * c.layout.tp);
+  EXPECT_EQ(stats.expert_rank_load.size(), static_cast<size_t>(stats.expert_layers * stats.expert_ranks));
+}
+
+std::string CaseName(const testing::TestParamInfo<Case>& info) {
+  const Case& c = info.param;
+  std::string name = std::string(c.model) + "_tp" + std::to_string(c.layout.tp) + "dp" + std::to_string(c.layout.dp) + "pp" +
+                     std::to_string(c.layout.pp) + "_redundant" + std::to_string(c.redundant);
+  for (char& ch : name)
+    if (ch == '-') ch = '_';
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, LiveBalance,
+                         testing::Values(Case{"v3-tiny", {2, 1, 1, 1}, 0, 2}, Case{"v3-tiny", {4, 1, 1, 1}, 5, 1},
+                                         Case{"v3-tiny", {1, 2, 1, 1}, 2, 2}, Case{"v3-tiny", {2, 2, 1, 1}, 3, 2},
+                                         Case{"v3-tiny", {1, 2, 2, 1}, 2, 2}, Case{"v3-tiny-fp8", {2, 2, 1, 1}, 4, 2},
+                                         Case{"v2-tiny", {1, 4, 1, 1}, 4, 2}, Case{"v2-lite-tiny", {2, 1, 1, 1}, 1, 3}),
+                         CaseName);
+
+// Every step of a token that is not in a padding row chooses top_k experts in each layer: gathered loads must say so on
+// every layout, moved or not.
+TEST(ExpertLoads, AreThoseOfAllRanks) {
+  for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1}, ParallelConfig{2, 1, 1, 1}, ParallelConfig{2, 2, 1, 1},
+                                ParallelConfig{1, 2, 2, 1}}) {
+    std::string folder = "tests/golden/v3-tiny";
+    GreedyGolden golden(folder);
+    EngineOptions options = BalanceOptions(folder, 0, 1);
+    options.expert_balance = false;
+    options.prefix_caching = false;
+    int64_t layers = 0, per_layer = 0, choices = 0, moved = -1;
+    Status status = RunOnThreads(layout, options, [&](Engine& engine) -> Status {
+      std::vector<int32_t> out;
+      LM_RETURN_IF_ERROR(SubmitGreedy(engine, "one", golden.prompt, 5, out));
+      engine.RunUntilIdle();
+      EngineStats stats = engine.Stats();
+      layers = stats.expert_layers;
+      for (size_t i = 0; i < stats.expert_load.size(); ++i) choices += stats.expert_load[i];
+      int64_t tokens = static_cast<int64_t>(golden.prompt.size()) + 4;   // the last token is sampled, not run
+      per_layer = tokens * engine.config().num_experts_per_tok;
+      moved = stats.expert_layers_moved;
+      return Status::Ok();
+    });
+    ASSERT_TRUE(status.ok()) << status.message();
+    EXPECT_GT(layers, 0);
+    EXPECT_EQ(choices, layers * per_layer) << ToString(layout);
+    EXPECT_EQ(moved, 0);
+  }
+}
+
+TEST(BalanceOptions, AreRefusedByName) {
+  auto refusal = [](const char* model, bool on, int redundant) {
+    EngineOptions options = BalanceOptions(std::string("tests/golden/") + model, redundant, 2);
+    options.expert_balance = on;
+    return RunOnThreads({2, 1, 1, 1}, options, [](Engine&) { return Status::Ok(); }).message();
+  };
+  EXPECT_THAT(refusal("llama-mha", true, 0), testing::HasSubstr("has no routed experts"));
+  EXPECT_THAT(refusal("v3-tiny", false, 3), testing::HasSubstr("--redundant-experts 3"));
+  EXPECT_THAT(refusal("v3-tiny", true, 1000), testing::HasSubstr("--redundant-experts 1000: at most"));
+}
+
+TEST(BalanceCommand, SurvivesItsEncoding) {
+  BalanceCommand place{BalanceKind::kPlaceLayer, 1, 5, {{3, 0}, {}, {1, 2, 3}}};
+  auto back = DecodeBalanceCommand(EncodeBalanceCommand(place));
+  ASSERT_TRUE(back.ok());
+  EXPECT_EQ(back->kind, place.kind);
+  EXPECT_EQ(back->stage, 1);
+  EXPECT_EQ(back->layer, 5);
+  EXPECT_EQ(back->table, place.table);
+  std::string bytes = EncodeBalanceCommand(place);
+  for (size_t size = 0; size < bytes.size(); ++size)
+    EXPECT_FALSE(DecodeBalanceCommand(bytes.substr(0, size)).ok()) << size;
+  EXPECT_FALSE(DecodeBalanceCommand(bytes + "abcd").ok());
+  EXPECT_FALSE(IsBalanceCommand(std::string(8, '\0')));
+}
+
+}  // namespace
+}  // namespace latentmesh
