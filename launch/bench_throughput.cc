@@ -59,6 +59,7 @@ Status BenchThroughputCommand::Report(const Runtime& runtime, const WorkloadResu
   text += fmt::format("Steps with prompt tokens: {:.3f} s; steps that only decode: {:.3f} s, {:.2f} tokens/s; "
                       "preemptions: {}\n", result.prefill_seconds, result.decode_seconds,
                       rate(result.decode_step_outputs, result.decode_seconds), result.preemptions);
+  text += DraftReport(result.drafts);
   text += CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), stdout);
   if (output_json_.empty()) return Status::Ok();
@@ -74,6 +75,8 @@ Status BenchThroughputCommand::Report(const Runtime& runtime, const WorkloadResu
                                 {"decode_step_seconds", result.decode_seconds},
                                 {"decode_tokens_per_second", rate(result.decode_step_outputs, result.decode_seconds)},
                                 {"preemptions", result.preemptions},
+                                {"spec_decode_acceptance_rate", result.drafts.AcceptanceRate()},
+                                {"spec_decode_acceptance_length", result.drafts.AcceptanceLength()},
                                 {"layout", ToString(runtime.layout())},
                                 {"device", runtime.device_name()}};
   return WriteFile(output_json_, boost::json::serialize(object) + "\n");

@@ -53,14 +53,16 @@ Result<WorkloadResult> RunWorkload(Engine& engine, const Workload& workload) {
   WorkloadResult result;
   result.first_token.resize(workload.requests);
   result.finished.resize(workload.requests);
-  int64_t preemptions = engine.Stats().preemptions;
+  EngineStats before = engine.Stats();
   Stopwatch watch;
   for (int32_t i = 0; i < workload.requests; ++i) {
     LM_RETURN_IF_ERROR(engine.Submit(MakeRequest(workload, i, engine.config().vocab_size, &result)));
   }
   LM_RETURN_IF_ERROR(Drive(engine, &result));
   result.seconds = watch.Seconds();
-  result.preemptions = engine.Stats().preemptions - preemptions;
+  EngineStats after = engine.Stats();
+  result.preemptions = after.preemptions - before.preemptions;
+  result.drafts = DraftsBetween(before, after);
   return result;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/status.h"
+#include "launch/draft_report.h"
 #include "runtime/engine/engine.h"
 
 namespace latentmesh {
@@ -25,6 +26,7 @@ struct WorkloadResult {
   double prefill_seconds = 0, decode_seconds = 0;
   int64_t prefill_step_outputs = 0, decode_step_outputs = 0;   // tokens sampled in either kind
   int64_t preemptions = 0;
+  DraftCounts drafts;
   std::vector<double> first_token;      // seconds since submission, by request
   std::vector<double> finished;
 };

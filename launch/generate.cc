@@ -5,6 +5,7 @@
 
 #include "launch/cache_report.h"
 #include "launch/collector.h"
+#include "launch/draft_report.h"
 #include "launch/command.h"
 #include "launch/generate_report.h"
 #include "launch/log.h"
@@ -37,7 +38,7 @@ class GenerateCommand : public Command {
   Result<SamplingParams> Sampling(const Engine& engine) const;
   Status Encode(const TextCodec& codec);
   Status Submit(Engine& engine, size_t index, const SamplingParams& sampling);
-  void Report(const Runtime& runtime, double seconds) const;
+  void Report(const Runtime& runtime, const Engine& engine, double seconds) const;
 
   ModelFlags model_;
   PromptFlags prompt_flags_;
@@ -125,12 +126,12 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
     if (format_ == "json") Print(GenerateJson(prompts_[i], answers_[i], codec) + "\n");
     else if (!single || sampling.n > 1) Print(GenerateText(i, prompts_[i], answers_[i], codec, echo_));
   }
-  if (stats_) Report(runtime, seconds);
+  if (stats_) Report(runtime, engine, seconds);
   return Status::Ok();
 }
 
-void GenerateCommand::Report(const Runtime& runtime, double seconds) const {
-  std::string text = SpeedReport(answers_, seconds) + "\n" +
+void GenerateCommand::Report(const Runtime& runtime, const Engine& engine, double seconds) const {
+  std::string text = SpeedReport(answers_, seconds) + "\n" + DraftReport(DraftsBetween({}, engine.Stats())) +
                      CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), format_ == "text" ? stdout : stderr);
 }
