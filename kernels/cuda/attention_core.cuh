@@ -1,6 +1,6 @@
-// Attention for any shape, type and cache format on the ordinary cores: one block keeps up to kRows query vectors in shared
-// memory, brings kKeys keys at a time, and runs the online softmax (Milakov and Gimelshein 2018; FlashAttention).
-// The three uses (latent, expanded, grouped-query) differ only in a Problem:
+// Attention for any shape, type and cache format on the ordinary cores: one block keeps up to kRows query vectors in
+// shared memory, brings kKeys keys at a time, and runs the online softmax (Milakov and Gimelshein 2018;
+// FlashAttention). The three uses (latent, expanded, grouped-query) differ only in a Problem:
 //   int rows, d_qk, d_v;  static constexpr bool kSharedValues (values are the first d_v numbers of the keys)
 //   float Q(row, i);  float Key(j, i);  float Value(j, i);  bool Visible(row, j)
 #pragma once
@@ -14,8 +14,9 @@ constexpr int kAttentionRows = 8;
 constexpr int kAttentionKeys = 16;
 
 inline int AttentionSharedBytes(int d_qk, int d_v, bool shared_values) {
-  const int floats = kAttentionRows * (d_qk + 1) + kAttentionKeys * (d_qk + 1) + (shared_values ? 0 : kAttentionKeys * d_v) +
-                     kAttentionRows * d_v + kAttentionRows * kAttentionKeys + 3 * kAttentionRows;
+  const int floats = kAttentionRows * (d_qk + 1) + kAttentionKeys * (d_qk + 1) +
+                     (shared_values ? 0 : kAttentionKeys * d_v) + kAttentionRows * d_v +
+                     kAttentionRows * kAttentionKeys + 3 * kAttentionRows;
   return floats * static_cast<int>(sizeof(float));
 }
 
@@ -125,7 +126,9 @@ __device__ void Attend(const Problem& problem, const AttentionShared& s, int key
 }
 
 // The row's result: 0 and -inf where no key was visible.
-__device__ __forceinline__ float Normaliser(const AttentionShared& s, int row) { return s.sum[row] > 0 ? 1.f / s.sum[row] : 0.f; }
+__device__ __forceinline__ float Normaliser(const AttentionShared& s, int row) {
+  return s.sum[row] > 0 ? 1.f / s.sum[row] : 0.f;
+}
 __device__ __forceinline__ float LogSum(const AttentionShared& s, int row) {
   return s.sum[row] > 0 ? s.largest[row] + logf(s.sum[row]) : -INFINITY;
 }
@@ -133,7 +136,9 @@ __device__ __forceinline__ float LogSum(const AttentionShared& s, int row) {
 // The device's copies of ContextShard's arithmetic.
 struct DeviceShard {
   int size, rank, block_size;
-  __device__ int GlobalPosition(int local) const { return ((local / block_size) * size + rank) * block_size + local % block_size; }
+  __device__ int GlobalPosition(int local) const {
+    return ((local / block_size) * size + rank) * block_size + local % block_size;
+  }
   __device__ int LocalLength(int length) const {
     const int span = block_size * size, rest = length % span - rank * block_size;
     return length / span * block_size + min(max(rest, 0), block_size);

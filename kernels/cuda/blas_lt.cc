@@ -19,8 +19,11 @@ cublasLtMatrixLayout_t MakeLayout(DType dtype, int64_t rows, int64_t cols, int64
   cublasLtMatrixLayout_t layout = nullptr;
   CheckBlas(cublasLtMatrixLayoutCreate(&layout, BlasType(dtype), cols, rows, std::max(ld, cols)), "MatrixLayoutCreate");
   if (batches > 1) {
-    CheckBlas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batches, sizeof batches), "batches");
-    CheckBlas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride), "stride");
+    CheckBlas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batches, sizeof batches),
+              "batches");
+    CheckBlas(
+        cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride),
+        "stride");
   }
   return layout;
 }
@@ -46,9 +49,11 @@ BlasLt::~BlasLt() {
 
 bool BlasLt::Applies(const Matmul& p) {
   const DType type = p.w.view.dtype;
-  if (p.offsets != nullptr || p.gated() || p.x_type != type || (type != DType::kF32 && type != DType::kBF16)) return false;
+  if (p.offsets != nullptr || p.gated() || p.x_type != type || (type != DType::kF32 && type != DType::kBF16))
+    return false;
   if (type == DType::kF32 && p.out_type != DType::kF32) return false;
-  return RowsAligned(p.x, type, p.x_stride, p.x_batch) && RowsAligned(p.w.view.data, type, p.transposed ? p.n : p.k, p.w.data_stride) &&
+  return RowsAligned(p.x, type, p.x_stride, p.x_batch) &&
+         RowsAligned(p.w.view.data, type, p.transposed ? p.n : p.k, p.w.data_stride) &&
          RowsAligned(p.out, p.out_type, p.out_stride, p.out_batch);
 }
 
@@ -56,28 +61,42 @@ BlasLt::Plan BlasLt::MakePlan(const Matmul& p) {
   Plan plan;
   CheckBlas(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "MatmulDescCreate");
   const cublasOperation_t transpose = p.transposed ? CUBLAS_OP_N : CUBLAS_OP_T;
-  CheckBlas(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose), "transpose");
+  CheckBlas(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose),
+            "transpose");
   const int64_t w_rows = p.transposed ? p.k : p.n, w_cols = p.transposed ? p.n : p.k;
   plan.w = MakeLayout(p.w.view.dtype, w_rows, w_cols, w_cols, p.batches, p.w.data_stride);
   plan.x = MakeLayout(p.x_type, p.m, p.k, p.x_stride, p.batches, p.x_batch);
   plan.out = MakeLayout(p.out_type, p.m, p.n, p.out_stride, p.batches, p.out_batch);
   cublasLtMatmulPreference_t preference = nullptr;
   CheckBlas(cublasLtMatmulPreferenceCreate(&preference), "MatmulPreferenceCreate");
-  CheckBlas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_.bytes,
-                                                 sizeof workspace_.bytes), "workspace");
+  CheckBlas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                 &workspace_.bytes, sizeof workspace_.bytes),
+            "workspace");
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.w, plan.x, plan.out, plan.out,
-                                                               preference, 1, &result, &found);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.w, plan.x, plan.out,
+                                                               plan.out, preference, 1, &result, &found);
   cublasLtMatmulPreferenceDestroy(preference);
-  CheckBlas(status == CUBLAS_STATUS_SUCCESS && found == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status, "MatmulAlgoGetHeuristic");
+  CheckBlas(status == CUBLAS_STATUS_SUCCESS && found == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status,
+            "MatmulAlgoGetHeuristic");
   plan.algorithm = result.algo;
   return plan;
 }
 
 const BlasLt::Plan& BlasLt::PlanFor(const Matmul& p) {
-  const Key key{p.m, p.n, p.k, p.x_stride, p.x_batch, p.out_stride, p.out_batch, p.w.data_stride, p.batches,
-                static_cast<int>(p.x_type), static_cast<int>(p.out_type), p.transposed, p.accumulate};
+  const Key key{p.m,
+                p.n,
+                p.k,
+                p.x_stride,
+                p.x_batch,
+                p.out_stride,
+                p.out_batch,
+                p.w.data_stride,
+                p.batches,
+                static_cast<int>(p.x_type),
+                static_cast<int>(p.out_type),
+                p.transposed,
+                p.accumulate};
   auto it = plans_.find(key);
   if (it == plans_.end()) it = plans_.emplace(key, MakePlan(p)).first;
   return it->second;
@@ -86,8 +105,9 @@ const BlasLt::Plan& BlasLt::PlanFor(const Matmul& p) {
 void BlasLt::Run(const Matmul& p, cudaStream_t stream) {
   const Plan& plan = PlanFor(p);
   const float alpha = 1, beta = p.accumulate ? 1 : 0;
-  CheckBlas(cublasLtMatmul(handle_, plan.operation, &alpha, p.w.view.data, plan.w, p.x, plan.x, &beta, p.out, plan.out, p.out,
-                           plan.out, &plan.algorithm, workspace_.data, workspace_.bytes, stream), "Matmul");
+  CheckBlas(cublasLtMatmul(handle_, plan.operation, &alpha, p.w.view.data, plan.w, p.x, plan.x, &beta, p.out, plan.out,
+                           p.out, plan.out, &plan.algorithm, workspace_.data, workspace_.bytes, stream),
+            "Matmul");
   if (p.bias == nullptr) return;
   LM_CHECK(p.batches == 1);
   TensorView bias(const_cast<float*>(p.bias), DType::kF32, {1, p.n}), out(p.out, p.out_type, {p.m, p.n});

@@ -32,7 +32,7 @@ inline DeviceCache MakeDeviceCache(const CacheView& cache) {
   const bool quantised = cache.format == CacheFormat::kF8 || cache.format == CacheFormat::k6Bit;
   LM_CHECK_MSG(!quantised || bytes % 4 == 0, "a quantised cache needs an even rope dimension");
   return {static_cast<char*>(cache.data), cache.format, cache.block_size, cache.latent, cache.rope, bytes,
-          rope_begin - groups * 4, rope_begin};
+          rope_begin - groups * 4,        rope_begin};
 }
 
 __device__ __forceinline__ int SixBitCode(const uint8_t* codes, int i) {
@@ -44,9 +44,12 @@ __device__ __forceinline__ int SixBitCode(const uint8_t* codes, int i) {
 // Number i of [latent, rope key].
 __device__ __forceinline__ float RecordNumber(const DeviceCache& cache, const char* record, int i) {
   switch (cache.format) {
-    case CacheFormat::kF32: return reinterpret_cast<const float*>(record)[i];
-    case CacheFormat::kBF16: return ToFloat(reinterpret_cast<const bf16*>(record)[i]);
-    default: break;
+    case CacheFormat::kF32:
+      return reinterpret_cast<const float*>(record)[i];
+    case CacheFormat::kBF16:
+      return ToFloat(reinterpret_cast<const bf16*>(record)[i]);
+    default:
+      break;
   }
   if (i >= cache.latent) return ToFloat(reinterpret_cast<const bf16*>(record + cache.rope_begin)[i - cache.latent]);
   const float scale = reinterpret_cast<const float*>(record + cache.scales)[i / kScaleGroup];

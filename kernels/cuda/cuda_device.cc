@@ -132,7 +132,8 @@ void CudaDevice::CopyToHost(void* host_to, const void* device_from, size_t bytes
   cudaPointerAttributes attributes{};
   const bool known = cudaPointerGetAttributes(&attributes, host_to) == cudaSuccess;
   if (known && attributes.type == cudaMemoryTypeHost) {
-    Check(cudaMemcpyAsync(host_to, device_from, bytes, cudaMemcpyDeviceToHost, Native(stream)), "cudaMemcpyAsync(to host)");
+    Check(cudaMemcpyAsync(host_to, device_from, bytes, cudaMemcpyDeviceToHost, Native(stream)),
+          "cudaMemcpyAsync(to host)");
     return;
   }
   staging_->ToHost(host_to, device_from, bytes, Native(stream));
@@ -169,18 +170,20 @@ bool CudaAvailable() { return cuda::DeviceCount() > 0; }
 
 Result<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions& options) {
   const int count = cuda::DeviceCount();
-  if (count == 0) return Unavailable("--device cuda: no GPU answers on this host; check nvidia-smi, or use --device cpu");
+  if (count == 0)
+    return Unavailable("--device cuda: no GPU answers on this host; check nvidia-smi, or use --device cpu");
   if (options.local_rank >= count && !options.share_gpu) {
     return Unavailable("--device cuda: local rank " + std::to_string(options.local_rank) + " finds only " +
-                       std::to_string(count) + " GPU(s) on this host; start at most one rank a GPU, or pass --share-gpu");
+                       std::to_string(count) +
+                       " GPU(s) on this host; start at most one rank a GPU, or pass --share-gpu");
   }
   const int index = options.local_rank % count;
   try {
     std::unique_ptr<Device> device = std::make_unique<cuda::CudaDevice>(index);
     const cuda::CardInfo& card = cuda::CurrentCard();
     if (card.major < 8) {
-      return Unavailable("--device cuda: " + device->name() + " has compute capability " + std::to_string(card.major) + "." +
-                         std::to_string(card.minor) + "; 8.0 or later is needed");
+      return Unavailable("--device cuda: " + device->name() + " has compute capability " + std::to_string(card.major) +
+                         "." + std::to_string(card.minor) + "; 8.0 or later is needed");
     }
     return device;
   } catch (const Error& error) {

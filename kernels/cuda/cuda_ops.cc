@@ -55,6 +55,7 @@ void CudaOps::Run(const Matmul& p, cudaStream_t stream) {
   LM_CHECK_MSG(p.k > 0, "a product over no columns");
   if (LaunchMatmulStream(p, stream)) return;
   if (fp8_activations_ && LaunchMatmulFp8Sm90(p, workspace_, stream)) return;
+  if (LaunchMatmulBf16Sm90(p, stream)) return;
   if (p.gated() && p.offsets == nullptr && p.w.view.dtype == p.x_type) return RunGated(p, stream);
   if (BlasLt::Applies(p)) return blas_.Run(p, stream);
   if (p.x_type == DType::kBF16 && !p.transposed) return LaunchMatmulMma(p, stream);
@@ -108,7 +109,8 @@ void CudaOps::HeadGemm(const HeadGemmParams& p, Stream& stream) {
   m.x_stride = p.x.token_stride;
   m.x_batch = p.x.head_stride;
   m.w.view = p.w;
-  m.w.view.data = static_cast<const char*>(p.w.data) + p.row_begin * p.w.cols * static_cast<int64_t>(DTypeSize(p.w.dtype));
+  m.w.view.data =
+      static_cast<const char*>(p.w.data) + p.row_begin * p.w.cols * static_cast<int64_t>(DTypeSize(p.w.dtype));
   m.w.data_stride = p.rows_per_head * p.w.cols;
   m.out = p.out.data;
   m.out_type = p.out.dtype;

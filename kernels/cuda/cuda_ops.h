@@ -38,8 +38,8 @@ class CudaOps : public Ops {
   void Cast(const CastParams& p, Stream& stream) override;
   void CopyBlocks(const CopyBlocksParams& p, Stream& stream) override;
 
-  // FP8 weights with many rows: quantise x per token and 128 numbers (DeepSeek-V3 section 3.3) and multiply in FP8 (on), or
-  // keep x in bf16 (off).
+  // FP8 weights with many rows: quantise x per token and 128 numbers (DeepSeek-V3 section 3.3) and multiply in FP8
+  // (on), or keep x in bf16 (off).
   void set_fp8_activations(bool on) { fp8_activations_ = on; }
 
  private:

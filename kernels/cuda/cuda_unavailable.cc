@@ -7,9 +7,12 @@ namespace latentmesh {
 bool CudaAvailable() { return false; }
 
 Result<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions&) {
-  return Unavailable("--device cuda: this build has no CUDA; install the CUDA toolkit and NCCL and build again, or use --device cpu");
+  return Unavailable(
+      "--device cuda: this build has no CUDA; install the CUDA toolkit and NCCL and build again, or use --device cpu");
 }
 
-std::unique_ptr<Ops> CreateCudaOps(Device&) { CheckFailed(__FILE__, __LINE__, "CreateCudaOps", "CUDA is not built in"); }
+std::unique_ptr<Ops> CreateCudaOps(Device&) {
+  CheckFailed(__FILE__, __LINE__, "CreateCudaOps", "CUDA is not built in");
+}
 
 }  // namespace latentmesh

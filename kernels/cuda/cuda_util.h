@@ -28,7 +28,7 @@ struct CardInfo {
   int minor = 0;
   int max_shared_bytes = 0;  // a block may opt in to
   int l2_bytes = 0;
-  bool hopper = false;       // exactly 9.0, where the sm_90a kernels run
+  bool hopper = false;  // exactly 9.0, where the sm_90a kernels run
 };
 const CardInfo& CurrentCard();
 

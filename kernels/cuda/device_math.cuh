@@ -28,13 +28,21 @@ __device__ __forceinline__ float ToFloat(f8 v) {
 template <typename T>
 __device__ __forceinline__ T FromFloat(float v);
 template <>
-__device__ __forceinline__ float FromFloat<float>(float v) { return v; }
+__device__ __forceinline__ float FromFloat<float>(float v) {
+  return v;
+}
 template <>
-__device__ __forceinline__ bf16 FromFloat<bf16>(float v) { return __float2bfloat16_rn(v); }
+__device__ __forceinline__ bf16 FromFloat<bf16>(float v) {
+  return __float2bfloat16_rn(v);
+}
 template <>
-__device__ __forceinline__ __half FromFloat<__half>(float v) { return __float2half_rn(v); }
+__device__ __forceinline__ __half FromFloat<__half>(float v) {
+  return __float2half_rn(v);
+}
 template <>
-__device__ __forceinline__ f8 FromFloat<f8>(float v) { return {__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3)}; }
+__device__ __forceinline__ f8 FromFloat<f8>(float v) {
+  return {__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3)};
+}
 
 // N elements moved as one access; N * sizeof(T) is at most 16.
 template <typename T, int N>
@@ -42,9 +50,13 @@ struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 template <typename T, int N>
-__device__ __forceinline__ Pack<T, N> LoadPack(const T* p) { return *reinterpret_cast<const Pack<T, N>*>(p); }
+__device__ __forceinline__ Pack<T, N> LoadPack(const T* p) {
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
 template <typename T, int N>
-__device__ __forceinline__ void StorePack(T* p, const Pack<T, N>& pack) { *reinterpret_cast<Pack<T, N>*>(p) = pack; }
+__device__ __forceinline__ void StorePack(T* p, const Pack<T, N>& pack) {
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
 
 struct SumOp {
   static constexpr float kIdentity = 0.f;
@@ -85,7 +97,8 @@ template <typename F>
 void DispatchActivation(DType dtype, F&& f) {
   if (dtype == DType::kF32) return f(TypeTag<float>{});
   if (dtype == DType::kBF16) return f(TypeTag<bf16>{});
-  CheckFailed(__FILE__, __LINE__, "activation type", std::string("the CUDA ops take f32 or bf16, not ") + DTypeName(dtype));
+  CheckFailed(__FILE__, __LINE__, "activation type",
+              std::string("the CUDA ops take f32 or bf16, not ") + DTypeName(dtype));
 }
 // Calls f(TypeTag<T>) for a weight type.
 template <typename F>

@@ -108,14 +108,17 @@ void LaunchEmbed(const EmbedParams& p, cudaStream_t stream) {
         constexpr int kV = sizeof(A) == 2 && sizeof(B) == 2 ? 8 : 4;
         const int64_t rows = p.table.rows();
         if (RowsAligned(p.table, kV) && RowsAligned(p.out, kV)) {
-          EmbedRow<A, B, kV> f{p.ids, p.table.as<A>(), p.table.row_stride, p.vocab_begin, rows, p.out.as<B>(), p.out.row_stride};
+          EmbedRow<A, B, kV> f{p.ids, p.table.as<A>(), p.table.row_stride, p.vocab_begin,
+                               rows,  p.out.as<B>(),   p.out.row_stride};
           LaunchEachPack<kV>(p.tokens, p.out.cols(), f, stream);
         } else {
-          EmbedRow<A, B, 1> f{p.ids, p.table.as<A>(), p.table.row_stride, p.vocab_begin, rows, p.out.as<B>(), p.out.row_stride};
+          EmbedRow<A, B, 1> f{p.ids, p.table.as<A>(), p.table.row_stride, p.vocab_begin,
+                              rows,  p.out.as<B>(),   p.out.row_stride};
           LaunchEachPack<1>(p.tokens, p.out.cols(), f, stream);
         }
       } else {
-        CheckFailed(__FILE__, __LINE__, "embedding table", "FP8 tables have no scales here: convert the table when loading");
+        CheckFailed(__FILE__, __LINE__, "embedding table",
+                    "FP8 tables have no scales here: convert the table when loading");
       }
     });
   });

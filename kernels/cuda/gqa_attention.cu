@@ -1,5 +1,5 @@
-// Grouped-query attention of the baselines over the paged cache (attention_core.cuh): a block takes one query token and up
-// to kAttentionRows query heads of one key-value head.
+// Grouped-query attention of the baselines over the paged cache (attention_core.cuh): a block takes one query token and
+// up to kAttentionRows query heads of one key-value head.
 #include "kernels/cuda/attention_core.cuh"
 #include "kernels/cuda/cache_record.cuh"
 #include "kernels/cuda/cuda_util.h"
@@ -28,7 +28,9 @@ struct GqaProblem {
   const int32_t* block_table;
   int key_begin, value_begin;  // of this head inside a record
 
-  __device__ float Number(int j, int i) const { return RecordNumber(cache, cache.Slot(cache.SlotOf(block_table, j)), i); }
+  __device__ float Number(int j, int i) const {
+    return RecordNumber(cache, cache.Slot(cache.SlotOf(block_table, j)), i);
+  }
   __device__ float Q(int row, int i) const { return ToFloat(q[row * head_stride + i]); }
   __device__ float Key(int j, int i) const { return Number(j, key_begin + i); }
   __device__ float Value(int j, int i) const { return Number(j, value_begin + i); }
@@ -45,10 +47,15 @@ __global__ void __launch_bounds__(kAttentionThreads) GqaKernel(GqaArgs p) {
   const int head_begin = max(0, kv_head * p.group - p.head_offset) + blockIdx.x % p.chunks * kAttentionRows;
   const int head_end = min(static_cast<int>(p.q.heads), (kv_head + 1) * p.group - p.head_offset);
   if (head_begin >= head_end) return;
-  const GqaProblem<T> problem{min(kAttentionRows, head_end - head_begin), dim, dim,
+  const GqaProblem<T> problem{min(kAttentionRows, head_end - head_begin),
+                              dim,
+                              dim,
                               static_cast<const T*>(p.q.data) + token * p.q.token_stride + head_begin * p.q.head_stride,
-                              p.q.head_stride, p.cache, p.block_table + sequence * p.table_stride,
-                              kv_head * dim, (p.kv_heads + kv_head) * dim};
+                              p.q.head_stride,
+                              p.cache,
+                              p.block_table + sequence * p.table_stride,
+                              kv_head * dim,
+                              (p.kv_heads + kv_head) * dim};
   const AttentionShared s(memory, dim, dim, false);
   const int visible = p.shard.LocalLength(p.kv_len[sequence] - queries + static_cast<int>(blockIdx.y) + 1);
   Attend(problem, s, 0, visible, p.scale);
@@ -63,8 +70,19 @@ __global__ void __launch_bounds__(kAttentionThreads) GqaKernel(GqaArgs p) {
 void LaunchGqaAttention(const GqaAttentionParams& p, cudaStream_t stream) {
   const PagedBatch& batch = p.batch;
   const int chunks = static_cast<int>(CeilDiv(p.group, kAttentionRows));
-  const GqaArgs args{p.q, p.out, MakeDeviceCache(p.cache), batch.query_start, batch.kv_len, batch.block_table, batch.table_stride,
-                     {batch.shard.size, batch.shard.rank, batch.shard.block_size}, p.scale, p.kv_heads, p.group, p.head_offset, chunks};
+  const GqaArgs args{p.q,
+                     p.out,
+                     MakeDeviceCache(p.cache),
+                     batch.query_start,
+                     batch.kv_len,
+                     batch.block_table,
+                     batch.table_stride,
+                     {batch.shard.size, batch.shard.rank, batch.shard.block_size},
+                     p.scale,
+                     p.kv_heads,
+                     p.group,
+                     p.head_offset,
+                     chunks};
   const int shared = AttentionSharedBytes(static_cast<int>(p.q.dim), static_cast<int>(p.q.dim), false);
   LM_CHECK_MSG(shared <= CurrentCard().max_shared_bytes, "heads of " + std::to_string(p.q.dim) + " numbers");
   DispatchActivation(p.q.dtype, [&](auto tag) {

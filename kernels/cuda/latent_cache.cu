@@ -1,5 +1,5 @@
-// Writing to and reading from the paged cache: latent norm + key rotation + record in one pass, baselines' keys and values,
-// and records back as numbers. One block a token; the numbers pass through shared memory as floats.
+// Writing to and reading from the paged cache: latent norm + key rotation + record in one pass, baselines' keys and
+// values, and records back as numbers. One block a token; the numbers pass through shared memory as floats.
 #include "kernels/cuda/cache_record.cuh"
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/launch.h"
@@ -17,11 +17,13 @@ __device__ void WriteRecord(const DeviceCache& cache, char* record, const float*
     return;
   }
   if (cache.format == CacheFormat::kBF16) {
-    for (int i = threadIdx.x; i < total; i += kThreads) reinterpret_cast<bf16*>(record)[i] = FromFloat<bf16>(numbers[i]);
+    for (int i = threadIdx.x; i < total; i += kThreads)
+      reinterpret_cast<bf16*>(record)[i] = FromFloat<bf16>(numbers[i]);
     return;
   }
   const int groups = (cache.latent + kScaleGroup - 1) / kScaleGroup;
-  for (int group = threadIdx.x / 32; group < groups; group += kThreads / 32) WriteLatentGroup(cache, record, group, numbers);
+  for (int group = threadIdx.x / 32; group < groups; group += kThreads / 32)
+    WriteLatentGroup(cache, record, group, numbers);
   for (int i = threadIdx.x; i < cache.rope; i += kThreads) {
     reinterpret_cast<bf16*>(record + cache.rope_begin)[i] = FromFloat<bf16>(numbers[cache.latent + i]);
   }
@@ -56,7 +58,8 @@ __global__ void LatentWriteKernel(LatentWriteArgs p) {
   }
   const float* angles = p.cos_sin + p.positions[blockIdx.x] * p.cos_stride;
   for (int pair = threadIdx.x; pair < half; pair += kThreads) {
-    const int first = latent + (p.interleaved ? 2 * pair : pair), second = latent + (p.interleaved ? 2 * pair + 1 : pair + half);
+    const int first = latent + (p.interleaved ? 2 * pair : pair),
+              second = latent + (p.interleaved ? 2 * pair + 1 : pair + half);
     const float a = ToFloat(row[first]), b = ToFloat(row[second]), c = angles[pair], s = angles[half + pair];
     numbers[first] = a * c - b * s;
     numbers[second] = a * s + b * c;
@@ -67,11 +70,12 @@ __global__ void LatentWriteKernel(LatentWriteArgs p) {
   WriteRecord(p.cache, p.cache.Slot(slot), numbers);
 }
 
-// The models' shape, 512 + 64 in bf16: one warp a token, everything in registers. Lane l holds latent numbers 16 l .. + 15,
-// so that eight lanes share a scale, and rope numbers 2 l, 2 l + 1 (one pair when interleaved).
+// The models' shape, 512 + 64 in bf16: one warp a token, everything in registers. Lane l holds latent numbers 16 l .. +
+// 15, so that eight lanes share a scale, and rope numbers 2 l, 2 l + 1 (one pair when interleaved).
 constexpr int kLatent = 512, kRope = 64, kLaneNumbers = 16;
 
-__device__ __forceinline__ void WriteLatentLane(const DeviceCache& cache, char* record, const float (&v)[kLaneNumbers]) {
+__device__ __forceinline__ void WriteLatentLane(const DeviceCache& cache, char* record,
+                                                const float (&v)[kLaneNumbers]) {
   const int lane = threadIdx.x % 32;
   if (cache.format == CacheFormat::kBF16) {
     Pack<bf16, 8> pack[2];
@@ -98,11 +102,14 @@ __global__ void __launch_bounds__(kThreads) LatentWriteWarpKernel(LatentWriteArg
   const int64_t token = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
   const int64_t slot = token < tokens ? p.slots[token] : -1;
   if (slot < 0) return;
-  const int lane = threadIdx.x % 32, first = p.interleaved ? 2 * lane : lane, second = p.interleaved ? 2 * lane + 1 : lane + 32;
+  const int lane = threadIdx.x % 32, first = p.interleaved ? 2 * lane : lane,
+            second = p.interleaved ? 2 * lane + 1 : lane + 32;
   const bf16* row = static_cast<const bf16*>(p.kv_a) + token * p.kv_stride;
-  const Pack<bf16, 8> low = LoadPack<bf16, 8>(row + lane * kLaneNumbers), high = LoadPack<bf16, 8>(row + lane * kLaneNumbers + 8);
+  const Pack<bf16, 8> low = LoadPack<bf16, 8>(row + lane * kLaneNumbers),
+                      high = LoadPack<bf16, 8>(row + lane * kLaneNumbers + 8);
   const float* angles = p.cos_sin + p.positions[token] * p.cos_stride;
-  const float a = ToFloat(row[kLatent + first]), b = ToFloat(row[kLatent + second]), c = angles[lane], s = angles[32 + lane];
+  const float a = ToFloat(row[kLatent + first]), b = ToFloat(row[kLatent + second]), c = angles[lane],
+              s = angles[32 + lane];
   float v[kLaneNumbers], squares = 0;
 #pragma unroll
   for (int i = 0; i < kLaneNumbers; ++i) {
@@ -117,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) LatentWriteWarpKernel(LatentWriteArg
   }
   char* record = p.cache.Slot(slot);
   WriteLatentLane(p.cache, record, v);
-  bf16* key = reinterpret_cast<bf16*>(record + (p.cache.format == CacheFormat::kBF16 ? kLatent * 2 : p.cache.rope_begin));
+  bf16* key =
+      reinterpret_cast<bf16*>(record + (p.cache.format == CacheFormat::kBF16 ? kLatent * 2 : p.cache.rope_begin));
   key[first] = FromFloat<bf16>(a * c - b * s);
   key[second] = FromFloat<bf16>(a * s + b * c);
 }
@@ -131,17 +139,20 @@ __global__ void GqaWriteKernel(HeadsView k, HeadsView v, const int64_t* slots, D
   for (int i = threadIdx.x; i < cache.latent; i += kThreads) {
     const HeadsView& from = i < width ? k : v;
     const int j = i < width ? i : i - width;
-    numbers[i] = ToFloat(static_cast<const T*>(from.data)[blockIdx.x * from.token_stride + j / dim * from.head_stride + j % dim]);
+    numbers[i] = ToFloat(
+        static_cast<const T*>(from.data)[blockIdx.x * from.token_stride + j / dim * from.head_stride + j % dim]);
   }
   __syncthreads();
   WriteRecord(cache, cache.Slot(slot), numbers);
 }
 
 template <typename T>
-__global__ void LatentGatherKernel(DeviceCache cache, const int32_t* block_table, int64_t begin, T* out, int64_t out_stride) {
+__global__ void LatentGatherKernel(DeviceCache cache, const int32_t* block_table, int64_t begin, T* out,
+                                   int64_t out_stride) {
   const char* record = cache.Slot(cache.SlotOf(block_table, static_cast<int>(begin + blockIdx.x)));
   T* row = out + blockIdx.x * out_stride;
-  for (int i = threadIdx.x; i < cache.latent + cache.rope; i += kThreads) row[i] = FromFloat<T>(RecordNumber(cache, record, i));
+  for (int i = threadIdx.x; i < cache.latent + cache.rope; i += kThreads)
+    row[i] = FromFloat<T>(RecordNumber(cache, record, i));
 }
 
 int RecordSharedBytes(const CacheView& cache) {
@@ -153,11 +164,13 @@ int RecordSharedBytes(const CacheView& cache) {
 }  // namespace
 
 void LaunchLatentWrite(const LatentWriteParams& p, cudaStream_t stream) {
-  const LatentWriteArgs args{p.kv_a.data, p.kv_a.row_stride, p.norm_weight.f32(), p.eps, p.positions, p.cos_sin.f32(),
-                             p.cos_sin.row_stride, p.interleaved, p.slots, MakeDeviceCache(p.cache)};
+  const LatentWriteArgs args{p.kv_a.data, p.kv_a.row_stride,       p.norm_weight.f32(),  p.eps,
+                             p.positions, p.cos_sin.f32(),         p.cos_sin.row_stride, p.interleaved,
+                             p.slots,     MakeDeviceCache(p.cache)};
   const bool usual = p.cache.latent == kLatent && p.cache.rope == kRope && p.kv_a.dtype == DType::kBF16 &&
-                     (p.cache.format == CacheFormat::kBF16 || p.cache.format == CacheFormat::kF8) && IsAligned(p.kv_a.data, 16) &&
-                     p.kv_a.row_stride % 8 == 0 && IsAligned(p.cache.data, 16) && IsAligned(p.norm_weight.data, 16);
+                     (p.cache.format == CacheFormat::kBF16 || p.cache.format == CacheFormat::kF8) &&
+                     IsAligned(p.kv_a.data, 16) && p.kv_a.row_stride % 8 == 0 && IsAligned(p.cache.data, 16) &&
+                     IsAligned(p.norm_weight.data, 16);
   if (usual) {
     const int64_t tokens = p.kv_a.rows();
     LatentWriteWarpKernel<<<static_cast<unsigned>(CeilDiv(tokens, kThreads / 32)), kThreads, 0, stream>>>(args, tokens);

@@ -1,5 +1,5 @@
-// The launchers behind CudaOps, one family a .cu file. Shapes have been checked and no count that makes the op empty gets
-// here. Nothing in them allocates or waits for the card, so that every op can be captured into a graph.
+// The launchers behind CudaOps, one family a .cu file. Shapes have been checked and no count that makes the op empty
+// gets here. Nothing in them allocates or waits for the card, so that every op can be captured into a graph.
 #pragma once
 
 #include <cuda_runtime_api.h>

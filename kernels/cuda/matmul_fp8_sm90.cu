@@ -1,13 +1,14 @@
-// FP8 products on Hopper: x quantised per token and 128 numbers, weights in 128 x 128 blocks. Products of 128 columns are
-// summed by the tensor cores, scaled, and added in f32 registers (DeepSeek-V3 report, section 3.3.2); two warpgroups take
-// turns at multiplying and scaling. One producer thread runs the copy engine. Blocks are persistent and walk over tiles of
-// all experts, whose row counts only the card knows. With many rows two blocks form a cluster: they share a weight tile, of
-// which each brings one half to both, because the way from the L2 is what limits such products.
+// FP8 products on Hopper: x quantised per token and 128 numbers, weights in 128 x 128 blocks. Products of 128 columns
+// are summed by the tensor cores, scaled, and added in f32 registers (DeepSeek-V3 report, section 3.3.2); two
+// warpgroups take turns at multiplying and scaling. One producer thread runs the copy engine. Blocks are persistent and
+// walk over tiles of all experts, whose row counts only the card knows. With many rows two blocks form a cluster: they
+// share a weight tile, of which each brings one half to both, because the way from the L2 is what limits such products.
 // Gated form: half of a tile's columns are the gate's, the other half the same columns of up.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/quantise.h"
+#include "kernels/cuda/tile_walker.cuh"
 #include "kernels/cuda/weight.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -29,55 +30,20 @@ struct Shape {
   static constexpr int kStageBytes = (kTileM + kTileN) * kDepth;
   static constexpr int kStages = std::min(kMaxStages, 210 * 1024 / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + 1024;
-  static constexpr int kBoxes = kGated ? 2 : kCluster;           // copies that bring a weight tile
+  static constexpr int kBoxes = kGated ? 2 : kCluster;  // copies that bring a weight tile
 };
 
 struct Fp8Args {
-  const float* x_scales;     // [k blocks, x_scale_stride]
+  const float* x_scales;  // [k blocks, x_scale_stride]
   int64_t x_scale_stride;
-  DeviceWeight<f8> w, up;    // scales only; the numbers come through the maps
-  const int32_t* offsets;
-  int row_begin, row_end;    // rows of x that are quantised; the map's row 0 is row_begin
-  int n, k, batches;
-  int rows_per_batch;        // weight rows from one expert to the next
+  DeviceWeight<f8> w, up;  // scales only; the numbers come through the maps
+  TileRange range;         // its rows of x are quantised; the map's row 0 is range.row_begin
+  int k;
+  int rows_per_batch;  // weight rows from one expert to the next
   const float* bias;
   void* out;
   int64_t out_stride;
   bool accumulate;
-};
-
-// Walks over the tiles of all experts; m runs fastest within bands of 16 row tiles, so that blocks at work at one time
-// share rows and weights in the L2.
-template <int kRows, int kColumns>
-class Walker {
- public:
-  __device__ Walker(const Fp8Args& p, int first, int step) : p_(p), columns_((p.n + kColumns - 1) / kColumns), index_(first), step_(step) { Enter(0); }
-  __device__ bool Next() {
-    while (expert < p_.batches && index_ >= before_ + tiles_) {
-      before_ += tiles_;
-      Enter(expert + 1);
-    }
-    if (expert >= p_.batches) return false;
-    const int rest = index_ - before_, row_tiles = (end - begin_ + kRows - 1) / kRows, band = rest / (16 * columns_) * 16;
-    const int height = min(16, row_tiles - band), inside = rest - band * columns_;
-    row = begin_ + (band + inside % height) * kRows;
-    column = inside / height * kColumns;
-    index_ += step_;
-    return true;
-  }
-  int expert = 0, column = 0, row = 0;  // of the tile
-  int end = 0;                          // of the expert's rows
-
- private:
-  __device__ void Enter(int e) {
-    expert = e;
-    if (e >= p_.batches) return;
-    begin_ = p_.offsets == nullptr ? p_.row_begin : max(p_.offsets[e], p_.row_begin);
-    end = p_.offsets == nullptr ? p_.row_end : max(min(p_.offsets[e + 1], p_.row_end), begin_);
-    tiles_ = (end - begin_ + kRows - 1) / kRows * columns_;
-  }
-  const Fp8Args& p_;
-  int columns_, index_, step_, before_ = 0, tiles_ = 0, begin_ = 0;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -88,21 +54,20 @@ struct Pipeline {
 };
 
 template <typename S>
-using TileWalker = Walker<S::kTileM * S::kCluster, S::kColumns>;
-
-template <typename S>
-__device__ TileWalker<S> MakeWalker(const Fp8Args& p) {
-  return TileWalker<S>(p, blockIdx.x / S::kCluster, gridDim.x / S::kCluster);
+__device__ auto MakeWalker(const Fp8Args& p) {
+  return TileWalker<S::kTileM * S::kCluster, S::kColumns>(p.range, blockIdx.x / S::kCluster, gridDim.x / S::kCluster);
 }
 
 template <typename S>
-__device__ void RunCopies(const Fp8Args& p, const Pipeline& pipe, const CUtensorMap* x, const CUtensorMap* w, const CUtensorMap* up) {
+__device__ void RunCopies(const Fp8Args& p, const Pipeline& pipe, const CUtensorMap* x, const CUtensorMap* w,
+                          const CUtensorMap* up) {
   constexpr int kBoxRows = S::kTileN / S::kBoxes;
   const int rank = S::kCluster == 1 ? 0 : ClusterRank();
   int stage = 0, parity = 1;
   auto tile = MakeWalker<S>(p);
   while (tile.Next()) {
-    const int w_row = tile.expert * p.rows_per_batch + tile.column, x_row = tile.row + rank * S::kTileM - p.row_begin;
+    const int w_row = tile.expert * p.rows_per_batch + tile.column,
+              x_row = tile.row + rank * S::kTileM - p.range.row_begin;
     for (int k0 = 0; k0 < p.k; k0 += kDepth) {
       BarrierWait(&pipe.empty[stage], parity);
       BarrierExpect(&pipe.full[stage], S::kStageBytes);
@@ -126,7 +91,8 @@ __device__ void RunCopies(const Fp8Args& p, const Pipeline& pipe, const CUtensor
 
 // kPlain: whole pairs and nothing to add.
 template <typename B, typename S, bool kPlain>
-__device__ __forceinline__ void StoreTile(const Fp8Args& p, const float (&sum)[S::kTileN / 2], int row, int end, int column) {
+__device__ __forceinline__ void StoreTile(const Fp8Args& p, const float (&sum)[S::kTileN / 2], int row, int end,
+                                          int column) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -141,14 +107,14 @@ __device__ __forceinline__ void StoreTile(const Fp8Args& p, const float (&sum)[S
       for (int e = 0; e < 2; ++e) {
         float value = sum[4 * j + 2 * r + e];
         if constexpr (S::kGated) value = Silu(value) * sum[S::kTileN / 4 + 4 * j + 2 * r + e];
-        if (!kPlain && n + e < p.n) {
+        if (!kPlain && n + e < p.range.n) {
           if (p.bias != nullptr) value += p.bias[n + e];
           if (p.accumulate) value += ToFloat(out[n + e]);
           out[n + e] = FromFloat<B>(value);
         }
         pair.v[e] = FromFloat<B>(value);
       }
-      if (kPlain && n < p.n) StorePack<B, 2>(out + n, pair);
+      if (kPlain && n < p.range.n) StorePack<B, 2>(out + n, pair);
     }
   }
 }
@@ -160,6 +126,8 @@ __device__ __forceinline__ void MultiplyStage(float (&products)[kTileN / 2], uin
   for (int step = 0; step < 4; ++step) {
     if constexpr (kTileN == 192) {
       WgmmaF8N192(products, a + step * 2, b + step * 2, step > 0);
+    } else if constexpr (kTileN == 64) {
+      WgmmaF8N64(products, a + step * 2, b + step * 2, step > 0);
     } else {
       WgmmaF8N128(products, a + step * 2, b + step * 2, step > 0);
     }
@@ -174,12 +142,12 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
   const int blocks = (p.k + kDepth - 1) / kDepth;
   int stage = 0, parity = 0;
   float products[S::kTileN / 2], sum[S::kTileN / 2];
-  const bool plain = p.bias == nullptr && !p.accumulate && p.n % 2 == 0 && p.out_stride % 2 == 0 &&
+  const bool plain = p.bias == nullptr && !p.accumulate && p.range.n % 2 == 0 && p.out_stride % 2 == 0 &&
                      reinterpret_cast<uint64_t>(p.out) % (2 * sizeof(B)) == 0;
   auto tile = MakeWalker<S>(p);
   while (tile.Next()) {
     const int row = tile.row + rank * S::kTileM + group * 64;
-    const int scale_row = row - p.row_begin + threadIdx.x / 32 % 4 * 16 + lane / 4;  // and 8 rows on
+    const int scale_row = row - p.range.row_begin + threadIdx.x / 32 % 4 * 16 + lane / 4;  // and 8 rows on
     const bool inside[2] = {scale_row < p.x_scale_stride, scale_row + 8 < p.x_scale_stride};
     const float* x_scales = p.x_scales + scale_row;
     const float* w_scales[S::kParts];
@@ -187,7 +155,7 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) {
       const DeviceWeight<f8>& from = S::kGated && part == 1 ? up : w;
-      const int n = min(tile.column + (S::kGated ? 0 : part * 64), p.n - 1);
+      const int n = min(tile.column + (S::kGated ? 0 : part * 64), p.range.n - 1);
       w_scales[part] = from.scales + (n + from.row_offset) / 128 * from.scale_cols + from.col_offset / 128;
     }
     float x_next[2], w_next[S::kParts];
@@ -209,7 +177,8 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
       }
       BarrierWait(&pipe.full[stage], parity);
       const char* memory = pipe.memory + stage * S::kStageBytes;
-      MultiplyStage<S::kTileN>(products, SwizzledMatrix(memory + group * 64 * kDepth), SwizzledMatrix(memory + S::kTileM * kDepth));
+      MultiplyStage<S::kTileN>(products, SwizzledMatrix(memory + group * 64 * kDepth),
+                               SwizzledMatrix(memory + S::kTileM * kDepth));
       load_scales(min(block + 1, blocks - 1));
       WgmmaWait<0>();
       PinRegisters(products);
@@ -222,7 +191,8 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
 #pragma unroll
       for (int i = 0; i < S::kTileN / 2; ++i) sum[i] = fmaf(products[i], factor[i / 32][i / 2 % 2], sum[i]);
     }
-    plain ? StoreTile<B, S, true>(p, sum, row, tile.end, tile.column) : StoreTile<B, S, false>(p, sum, row, tile.end, tile.column);
+    plain ? StoreTile<B, S, true>(p, sum, row, tile.end, tile.column)
+          : StoreTile<B, S, false>(p, sum, row, tile.end, tile.column);
   }
 }
 
@@ -230,8 +200,8 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
 
 template <typename B, typename S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    Fp8Kernel(const __grid_constant__ Fp8Args p, const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-              const __grid_constant__ CUtensorMap up) {
+    Fp8Kernel(const __grid_constant__ Fp8Args p, const __grid_constant__ CUtensorMap x,
+              const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap up) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char shared[];
   __shared__ uint64_t full[kMaxStages], empty[kMaxStages];
@@ -260,8 +230,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 bool WeightFits(const MatmulWeight& w, int64_t k) {
   const WeightView& v = w.view;
   if (v.data == nullptr) return true;
-  return v.dtype == DType::kF8E4M3 && v.block_rows == 128 && v.block_cols == 128 && v.row_offset % 128 == 0 && v.col_offset % 128 == 0 &&
-         IsAligned(v.data, 16) && k % 16 == 0 && w.data_stride % k == 0;
+  return v.dtype == DType::kF8E4M3 && v.block_rows == 128 && v.block_cols == 128 && v.row_offset % 128 == 0 &&
+         v.col_offset % 128 == 0 && IsAligned(v.data, 16) && k % 16 == 0 && w.data_stride % k == 0;
 }
 
 CUtensorMap WeightMap(const MatmulWeight& w, const Matmul& p, int box_rows) {
@@ -271,9 +241,18 @@ CUtensorMap WeightMap(const MatmulWeight& w, const Matmul& p, int box_rows) {
 
 template <typename B, typename S>
 void Launch(const Matmul& p, int64_t row_begin, int64_t rows, const QuantisedRows& x, cudaStream_t stream) {
-  const Fp8Args args{x.scales, x.scale_stride, MakeDeviceWeight<f8>(p.w), MakeDeviceWeight<f8>(p.up), p.offsets,
-                     static_cast<int>(row_begin), static_cast<int>(row_begin + rows), static_cast<int>(p.n), static_cast<int>(p.k), p.batches,
-                     static_cast<int>(p.w.data_stride / p.k), p.bias, p.out, p.out_stride, p.accumulate};
+  const Fp8Args args{
+      x.scales,
+      x.scale_stride,
+      MakeDeviceWeight<f8>(p.w),
+      MakeDeviceWeight<f8>(p.up),
+      {p.offsets, static_cast<int>(row_begin), static_cast<int>(row_begin + rows), static_cast<int>(p.n), p.batches},
+      static_cast<int>(p.k),
+      static_cast<int>(p.w.data_stride / p.k),
+      p.bias,
+      p.out,
+      p.out_stride,
+      p.accumulate};
   const CUtensorMap x_map = MakeTensorMap({x.codes, DType::kF8E4M3, rows, x.row_bytes, x.row_bytes, S::kTileM, kDepth});
   const CUtensorMap w_map = WeightMap(p.w, p, S::kTileN / S::kBoxes);
   const CUtensorMap up_map = S::kGated ? WeightMap(p.up, p, S::kTileN / S::kBoxes) : w_map;
@@ -302,17 +281,20 @@ void LaunchRows(const Matmul& p, int64_t row_begin, int64_t rows, const Quantise
     : each <= 256 ? Launch<B, Shape<2, 128, 1, true>>(p, row_begin, rows, x, stream)
                   : Launch<B, Shape<2, 128, 2, true>>(p, row_begin, rows, x, stream);
   } else {
-    each <= 64    ? Launch<B, Shape<1, 128, 1, false>>(p, row_begin, rows, x, stream)
-    : each <= 256 ? Launch<B, Shape<2, 128, 1, false>>(p, row_begin, rows, x, stream)
-                  : Launch<B, Shape<2, 192, 2, false>>(p, row_begin, rows, x, stream);
+    const bool few_tiles = CeilDiv(p.n, 128) * p.batches < CurrentCard().multiprocessors;
+    each <= 64 && few_tiles ? Launch<B, Shape<1, 64, 1, false>>(p, row_begin, rows, x, stream)
+    : each <= 64            ? Launch<B, Shape<1, 128, 1, false>>(p, row_begin, rows, x, stream)
+    : each <= 256           ? Launch<B, Shape<2, 128, 1, false>>(p, row_begin, rows, x, stream)
+                            : Launch<B, Shape<2, 192, 2, false>>(p, row_begin, rows, x, stream);
   }
 }
 
 }  // namespace
 
 bool LaunchMatmulFp8Sm90(const Matmul& p, const Workspace& workspace, cudaStream_t stream) {
-  const bool shape = CurrentCard().hopper && p.x_type == DType::kBF16 && !p.transposed && (p.offsets != nullptr || p.batches == 1) &&
-                     IsAligned(p.x, 16) && p.x_stride % 8 == 0 && p.k % 8 == 0;
+  const bool shape = CurrentCard().hopper && p.x_type == DType::kBF16 && !p.transposed &&
+                     (p.offsets != nullptr || p.batches == 1) && IsAligned(p.x, 16) && p.x_stride % 8 == 0 &&
+                     p.k % 8 == 0;
   if (!shape || p.w.view.dtype != DType::kF8E4M3 || !WeightFits(p.w, p.k) || !WeightFits(p.up, p.k)) return false;
   if (p.gated() && p.up.data_stride != p.w.data_stride) return false;
   const int64_t most = MostQuantisedRows(p.k, workspace);  // at a time
@@ -321,7 +303,8 @@ bool LaunchMatmulFp8Sm90(const Matmul& p, const Workspace& workspace, cudaStream
     const int64_t rows = std::min(most, p.m - begin);
     const QuantisedRows x = PlanQuantisedRows(rows, p.k, workspace);
     LaunchQuantise(static_cast<const char*>(p.x) + begin * p.x_stride * 2, p.x_stride, rows, p.k, x, stream);
-    DispatchActivation(p.out_type, [&](auto bt) { LaunchRows<typename decltype(bt)::type>(p, begin, rows, x, stream); });
+    DispatchActivation(p.out_type,
+                       [&](auto bt) { LaunchRows<typename decltype(bt)::type>(p, begin, rows, x, stream); });
   }
   return true;
 }

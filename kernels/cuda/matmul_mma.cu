@@ -1,5 +1,6 @@
-// The matrix product on tensor cores through mma.sync, for bf16 x and any weight type and shape: weights become bf16 on the
-// way to shared memory. f32 weights (the router's) are split into two bf16 parts so that hardly any precision is lost.
+// The matrix product on tensor cores through mma.sync, for bf16 x and any weight type and shape: weights become bf16 on
+// the way to shared memory. f32 weights (the router's) are split into two bf16 parts so that hardly any precision is
+// lost.
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/weight.cuh"
@@ -41,7 +42,8 @@ __device__ __forceinline__ void LoadChunk(RawChunk<W>& to, const W* source, int 
     constexpr int kPack = 16 / sizeof(W);
     if (inside >= kChunk) {
 #pragma unroll
-      for (int i = 0; i < kChunk; i += kPack) *reinterpret_cast<Pack<W, kPack>*>(to.v + i) = LoadPack<W, kPack>(source + i);
+      for (int i = 0; i < kChunk; i += kPack)
+        *reinterpret_cast<Pack<W, kPack>*>(to.v + i) = LoadPack<W, kPack>(source + i);
       return;
     }
   }
@@ -59,8 +61,8 @@ __device__ __forceinline__ void StoreChunk(bf16* to, const float (&v)[kChunk]) {
 }
 
 template <typename W, bool kVector>
-__device__ __forceinline__ void DecodeChunk(float (&v)[kChunk], const RawChunk<W>& raw, const DeviceWeight<W>& w, int row, int col,
-                                            int inside) {
+__device__ __forceinline__ void DecodeChunk(float (&v)[kChunk], const RawChunk<W>& raw, const DeviceWeight<W>& w,
+                                            int row, int col, int inside) {
 #pragma unroll
   for (int i = 0; i < kChunk; ++i) v[i] = ToFloat(raw.v[i]);
   if constexpr (sizeof(W) == 1) {
@@ -84,7 +86,8 @@ __global__ void __launch_bounds__(kThreads) MmaKernel(MmaArgs<W, B> p) {
   const int batch = blockIdx.z, n0 = blockIdx.x * kTileN;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warp_m = warp / 2 * 32, warp_n = warp % 2 * 32;
   const int load_row = threadIdx.x / 2, load_col = threadIdx.x % 2 * kChunk;
-  const int64_t begin = p.offsets == nullptr ? 0 : p.offsets[batch], end = p.offsets == nullptr ? p.m : p.offsets[batch + 1];
+  const int64_t begin = p.offsets == nullptr ? 0 : p.offsets[batch],
+                end = p.offsets == nullptr ? p.m : p.offsets[batch + 1];
   const bf16* x = p.x + batch * p.x_batch;
   B* out = p.out + batch * p.out_batch;
   const DeviceWeight<W> weights[2] = {p.w.Batch(batch), kGated ? p.up.Batch(batch) : p.w};
@@ -100,7 +103,8 @@ __global__ void __launch_bounds__(kThreads) MmaKernel(MmaArgs<W, B> p) {
       LoadChunk<bf16, kVector>(raw_x, x + x_row * p.x_stride + k0 + load_col, x_row < end ? inside : 0);
 #pragma unroll
       for (int g = 0; g < kW; ++g) {
-        LoadChunk<W, kVector>(raw_w[g], weights[g].data + w_row * int64_t{p.k} + k0 + load_col, w_row < p.n ? inside : 0);
+        LoadChunk<W, kVector>(raw_w[g], weights[g].data + w_row * int64_t{p.k} + k0 + load_col,
+                              w_row < p.n ? inside : 0);
       }
     };
     auto store = [&](int k0) {
@@ -185,10 +189,22 @@ void LaunchMatmulMma(const Matmul& p, cudaStream_t stream) {
     DispatchActivation(p.out_type, [&](auto bt) {
       using W = typename decltype(wt)::type;
       using B = typename decltype(bt)::type;
-      const MmaArgs<W, B> args{static_cast<const bf16*>(p.x), p.x_stride, p.x_batch, MakeDeviceWeight<W>(p.w), MakeDeviceWeight<W>(p.up),
-                               p.bias, static_cast<B*>(p.out), p.out_stride, p.out_batch, p.offsets, p.m,
-                               static_cast<int>(p.n), static_cast<int>(p.k), p.accumulate};
-      const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, kTileN)), static_cast<unsigned>(std::min<int64_t>(CeilDiv(p.m, kTileM), 1024)),
+      const MmaArgs<W, B> args{static_cast<const bf16*>(p.x),
+                               p.x_stride,
+                               p.x_batch,
+                               MakeDeviceWeight<W>(p.w),
+                               MakeDeviceWeight<W>(p.up),
+                               p.bias,
+                               static_cast<B*>(p.out),
+                               p.out_stride,
+                               p.out_batch,
+                               p.offsets,
+                               p.m,
+                               static_cast<int>(p.n),
+                               static_cast<int>(p.k),
+                               p.accumulate};
+      const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, kTileN)),
+                      static_cast<unsigned>(std::min<int64_t>(CeilDiv(p.m, kTileM), 1024)),
                       static_cast<unsigned>(p.batches));
       auto launch = [&](auto kernel) { kernel<<<grid, kThreads, 0, stream>>>(args); };
       if (p.gated()) {

@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(kThreads) SimtKernel(SimtArgs<X, W, B> p) {
   __shared__ float ws[kGated ? 2 : 1][kDepth][kTile + 4];
   const int batch = blockIdx.z, n0 = blockIdx.x * kTile;
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const int64_t begin = p.offsets == nullptr ? 0 : p.offsets[batch], end = p.offsets == nullptr ? p.m : p.offsets[batch + 1];
+  const int64_t begin = p.offsets == nullptr ? 0 : p.offsets[batch],
+                end = p.offsets == nullptr ? p.m : p.offsets[batch + 1];
   const X* x = p.x + batch * p.x_batch;
   B* out = p.out + batch * p.out_batch;
   const DeviceWeight<W> w = p.w.Batch(batch), up = kGated ? p.up.Batch(batch) : p.w;
@@ -94,10 +95,23 @@ void LaunchMatmulSimt(const Matmul& p, cudaStream_t stream) {
         using X = typename decltype(xt)::type;
         using W = typename decltype(wt)::type;
         using B = typename decltype(bt)::type;
-        SimtArgs<X, W, B> args{static_cast<const X*>(p.x), p.x_stride, p.x_batch, MakeDeviceWeight<W>(p.w), MakeDeviceWeight<W>(p.up),
-                               p.bias, static_cast<B*>(p.out), p.out_stride, p.out_batch, p.offsets, p.m,
-                               static_cast<int>(p.n), static_cast<int>(p.k), p.accumulate, p.transposed};
-        const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, kTile)), static_cast<unsigned>(std::min<int64_t>(CeilDiv(p.m, kTile), 1024)),
+        SimtArgs<X, W, B> args{static_cast<const X*>(p.x),
+                               p.x_stride,
+                               p.x_batch,
+                               MakeDeviceWeight<W>(p.w),
+                               MakeDeviceWeight<W>(p.up),
+                               p.bias,
+                               static_cast<B*>(p.out),
+                               p.out_stride,
+                               p.out_batch,
+                               p.offsets,
+                               p.m,
+                               static_cast<int>(p.n),
+                               static_cast<int>(p.k),
+                               p.accumulate,
+                               p.transposed};
+        const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, kTile)),
+                        static_cast<unsigned>(std::min<int64_t>(CeilDiv(p.m, kTile), 1024)),
                         static_cast<unsigned>(p.batches));
         if (p.gated()) {
           SimtKernel<X, W, B, true><<<grid, kThreads, 0, stream>>>(args);

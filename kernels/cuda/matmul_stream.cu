@@ -1,16 +1,15 @@
-// Few rows of bf16 x: the time is that of reading the weights once, so they go from device memory straight into registers in
-// 16-byte loads and are the left operand of mma.sync (16 weight rows x 8 tokens), x the right one. The order of k inside a
-// product is free, so a lane's 16 consecutive bytes of a row serve as its share of several mma steps, and x is read in the
-// same order. The warps of a block split k in turn and add up through shared memory. FP8 weights become bf16 exactly and the
-// sums of every 64 columns are scaled in f32; f32 weights are split into two bf16 parts.
+// Few rows of bf16 x: the time is that of reading the weights once, so they go from device memory straight into
+// registers in 16-byte loads and are the left operand of mma.sync (16 weight rows x 8 tokens), x the right one. The
+// order of k inside a product is free, so a lane's 16 consecutive bytes of a row serve as its share of several mma
+// steps, and x is read in the same order. The warps of a block split k in turn and add up through shared memory. FP8
+// weights become bf16 exactly and the sums of every 64 columns are scaled in f32; f32 weights are split into two bf16
+// parts.
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/weight.cuh"
 
 namespace latentmesh::cuda {
 namespace {
-
-constexpr int kWarps = 8, kThreads = kWarps * 32;
 
 template <typename W, typename B>
 struct StreamArgs {
@@ -35,7 +34,8 @@ __device__ __forceinline__ void DecodeF8(uint32_t word, uint32_t (&pairs)[2]) {
   const __nv_bfloat162 factor = __floats2bfloat162_rn(0x1p120f, 0x1p120f);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const uint32_t spread = __byte_perm(word, 0, i == 0 ? 0x1404 : 0x3424);  // the bytes as the high bytes of two halves
+    const uint32_t spread =
+        __byte_perm(word, 0, i == 0 ? 0x1404 : 0x3424);  // the bytes as the high bytes of two halves
     const uint32_t bits = (spread & 0x7f007f00u) >> 4 | (spread & 0x80008000u);
     const __nv_bfloat162 value = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&bits), factor);
     pairs[i] = *reinterpret_cast<const uint32_t*>(&value);
@@ -64,7 +64,9 @@ __device__ __forceinline__ void DecodeGroup(const uint4& raw, int j, uint32_t (&
 
 __device__ __forceinline__ uint4 LoadStreaming(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
   return v;
 }
 
@@ -75,21 +77,23 @@ struct StreamStep {
   uint32_t x[kTokens][kLaneNumbers<W> / 2];
 };
 
-template <typename W, typename B, int kTiles, int kTokens, bool kGated>
-__global__ void __launch_bounds__(kThreads) StreamKernel(StreamArgs<W, B> p) {
+template <typename W, typename B, int kTiles, int kTokens, bool kGated, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) {
   constexpr int kPlanes = kGated ? 2 : 1, kRowTiles = kTiles / kPlanes, kUnroll = kTiles == 1 ? 4 : 2;
-  constexpr int kRows = kTiles * 16, kCols = kTokens * 8;
+  constexpr int kRows = kTiles * 16, kCols = kTokens * 8, kThreads = kWarps * 32;
   __shared__ float sums[kWarps][kRows][kCols + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int n0 = blockIdx.x * kRowTiles * 16;
-  const int begin = p.offsets == nullptr ? 0 : p.offsets[blockIdx.y], end = p.offsets == nullptr ? p.m : p.offsets[blockIdx.y + 1];
+  const int begin = p.offsets == nullptr ? 0 : p.offsets[blockIdx.y],
+            end = p.offsets == nullptr ? p.m : p.offsets[blockIdx.y + 1];
   const DeviceWeight<W> planes[2] = {p.w.Batch(blockIdx.y), kGated ? p.up.Batch(blockIdx.y) : p.w};
   const W* rows[kTiles][2];
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = min(n0 + t % kRowTiles * 16 + g + half * 8, p.n - 1);  // rows beyond the last are computed, not stored
+      const int row =
+          min(n0 + t % kRowTiles * 16 + g + half * 8, p.n - 1);  // rows beyond the last are computed, not stored
       rows[t][half] = planes[t / kRowTiles].data + row * int64_t{p.k} + c * kLaneNumbers<W>;
     }
   }
@@ -139,7 +143,8 @@ __global__ void __launch_bounds__(kThreads) StreamKernel(StreamArgs<W, B> p) {
           }
         }
         float scale = 1;
-        if (sizeof(W) == 1 && step < steps) scale = planes[t / kRowTiles].Scale(min(n0 + t % kRowTiles * 16, p.n - 1), step * kStep<W>);
+        if (sizeof(W) == 1 && step < steps)
+          scale = planes[t / kRowTiles].Scale(min(n0 + t % kRowTiles * 16, p.n - 1), step * kStep<W>);
 #pragma unroll
         for (int i = 0; i < kTokens; ++i) {
 #pragma unroll
@@ -181,47 +186,65 @@ __global__ void __launch_bounds__(kThreads) StreamKernel(StreamArgs<W, B> p) {
   }
 }
 
-template <typename W, typename B, int kTiles, int kTokens>
+template <typename W, typename B, int kTiles, int kTokens, int kWarps>
 void LaunchTiles(const Matmul& p, cudaStream_t stream) {
-  const StreamArgs<W, B> args{static_cast<const bf16*>(p.x), p.x_stride, MakeDeviceWeight<W>(p.w), MakeDeviceWeight<W>(p.up), p.bias,
-                              static_cast<B*>(p.out), p.out_stride, p.offsets, static_cast<int>(p.m), static_cast<int>(p.n),
-                              static_cast<int>(p.k), p.accumulate};
+  const StreamArgs<W, B> args{static_cast<const bf16*>(p.x),
+                              p.x_stride,
+                              MakeDeviceWeight<W>(p.w),
+                              MakeDeviceWeight<W>(p.up),
+                              p.bias,
+                              static_cast<B*>(p.out),
+                              p.out_stride,
+                              p.offsets,
+                              static_cast<int>(p.m),
+                              static_cast<int>(p.n),
+                              static_cast<int>(p.k),
+                              p.accumulate};
   const int rows = kTiles * 16 / (p.gated() ? 2 : 1);
   const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, rows)), static_cast<unsigned>(p.batches));
   if constexpr (kTiles > 1) {
-    if (p.gated()) return StreamKernel<W, B, kTiles, kTokens, true><<<grid, kThreads, 0, stream>>>(args);
+    if (p.gated()) return StreamKernel<W, B, kTiles, kTokens, true, kWarps><<<grid, kWarps * 32, 0, stream>>>(args);
   }
-  StreamKernel<W, B, kTiles, kTokens, false><<<grid, kThreads, 0, stream>>>(args);
+  StreamKernel<W, B, kTiles, kTokens, false, kWarps><<<grid, kWarps * 32, 0, stream>>>(args);
+}
+
+// Enough loads have to be under way everywhere: with few weight rows, smaller tiles and more warps to a block.
+template <typename W, typename B>
+void LaunchStream(const Matmul& p, int64_t rows, cudaStream_t stream) {
+  const int64_t cards = CurrentCard().multiprocessors, tiles = CeilDiv(p.n, 16) * p.batches * (p.gated() ? 2 : 1);
+  if (rows > 8) return LaunchTiles<W, B, 2, 2, 8>(p, stream);
+  if (p.gated())
+    return tiles < 4 * cards ? LaunchTiles<W, B, 2, 1, 16>(p, stream) : LaunchTiles<W, B, 2, 1, 8>(p, stream);
+  if (tiles < 2 * cards) return LaunchTiles<W, B, 1, 1, 16>(p, stream);
+  tiles < 6 * cards ? LaunchTiles<W, B, 1, 1, 8>(p, stream) : LaunchTiles<W, B, 2, 1, 8>(p, stream);
 }
 
 bool WeightFits(const MatmulWeight& w, int64_t k) {
   const WeightView& v = w.view;
   if (v.data == nullptr) return true;
   const int64_t size = static_cast<int64_t>(DTypeSize(v.dtype));
-  if (!IsAligned(v.data, 16) || w.data_stride * size % 16 != 0 || k * size % 64 != 0 || v.dtype == DType::kF16) return false;
-  return size != 1 || (v.block_rows % 16 == 0 && v.row_offset % 16 == 0 && v.block_cols % 64 == 0 && v.col_offset % 64 == 0);
+  if (!IsAligned(v.data, 16) || w.data_stride * size % 16 != 0 || k * size % 64 != 0 || v.dtype == DType::kF16)
+    return false;
+  return size != 1 ||
+         (v.block_rows % 16 == 0 && v.row_offset % 16 == 0 && v.block_cols % 64 == 0 && v.col_offset % 64 == 0);
 }
 
 }  // namespace
 
 bool LaunchMatmulStream(const Matmul& p, cudaStream_t stream) {
-  constexpr int64_t kMostRows = 16;
+  // cuBLASLt is the faster one for plain bf16 products from 9 rows on
+  const int64_t kMostRows = p.offsets == nullptr && p.w.view.dtype == DType::kBF16 ? 8 : 16;
   const int64_t rows = p.offsets == nullptr ? p.m : CeilDiv(p.m, p.batches);  // of each expert, in the mean
-  const bool shape = p.x_type == DType::kBF16 && !p.transposed && (p.offsets != nullptr || p.batches == 1) && rows <= kMostRows;
-  if (!shape || !IsAligned(p.x, 16) || p.x_stride % 8 != 0 || !WeightFits(p.w, p.k) || !WeightFits(p.up, p.k)) return false;
+  const bool shape =
+      p.x_type == DType::kBF16 && !p.transposed && (p.offsets != nullptr || p.batches == 1) && rows <= kMostRows;
+  if (!shape || !IsAligned(p.x, 16) || p.x_stride % 8 != 0 || !WeightFits(p.w, p.k) || !WeightFits(p.up, p.k))
+    return false;
   DispatchWeight(p.w.view.dtype, [&](auto wt) {
     DispatchActivation(p.out_type, [&](auto bt) {
       using W = typename decltype(wt)::type;
       using B = typename decltype(bt)::type;
       if constexpr (!std::is_same_v<W, __half>) {
-        const bool few_blocks = CeilDiv(p.n, 32) * p.batches < CurrentCard().multiprocessors;
-        if (rows > 8) {
-          LaunchTiles<W, B, 2, 2>(p, stream);
-        } else if (few_blocks && !p.gated()) {
-          LaunchTiles<W, B, 1, 1>(p, stream);
-        } else {
-          LaunchTiles<W, B, 2, 1>(p, stream);
-        }
+        LaunchStream<W, B>(p, rows, stream);
       }
     });
   });

@@ -9,7 +9,8 @@ namespace {
 constexpr int kThreads = 128;
 
 template <typename A, typename B>
-__global__ void MergeKernel(HeadsView a, float* lse_a, int64_t lse_a_stride, HeadsView b, const float* lse_b, int64_t lse_b_stride) {
+__global__ void MergeKernel(HeadsView a, float* lse_a, int64_t lse_a_stride, HeadsView b, const float* lse_b,
+                            int64_t lse_b_stride) {
   const int64_t token = blockIdx.x / a.heads, head = blockIdx.x % a.heads;
   float* place = lse_a + token * lse_a_stride + head;
   const float x = *place, y = lse_b[token * lse_b_stride + head];

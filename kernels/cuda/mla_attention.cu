@@ -48,10 +48,16 @@ __global__ void __launch_bounds__(kAttentionThreads) MlaKernel(MlaArgs p) {
   const int each = (visible + p.partials.splits - 1) / p.partials.splits;
   const int begin = min(split * each, visible), end = min(begin + each, visible);
   const int head = group * kAttentionRows;
-  const MlaProblem<T> problem{min(kAttentionRows, static_cast<int>(p.out.heads) - head), p.cache.latent + p.cache.rope, p.cache.latent,
-                              static_cast<const T*>(p.q_latent.data) + token * p.q_latent.token_stride + head * p.q_latent.head_stride,
-                              static_cast<const T*>(p.q_rope.data) + token * p.q_rope.token_stride + head * p.q_rope.head_stride,
-                              p.q_latent.head_stride, p.q_rope.head_stride, p.cache, p.block_table + sequence * p.table_stride};
+  const MlaProblem<T> problem{
+      min(kAttentionRows, static_cast<int>(p.out.heads) - head),
+      p.cache.latent + p.cache.rope,
+      p.cache.latent,
+      static_cast<const T*>(p.q_latent.data) + token * p.q_latent.token_stride + head * p.q_latent.head_stride,
+      static_cast<const T*>(p.q_rope.data) + token * p.q_rope.token_stride + head * p.q_rope.head_stride,
+      p.q_latent.head_stride,
+      p.q_rope.head_stride,
+      p.cache,
+      p.block_table + sequence * p.table_stride};
   const AttentionShared s(memory, problem.d_qk, problem.d_v, true);
   Attend(problem, s, begin, end, p.scale);
   const bool whole = p.partials.splits == 1;
@@ -81,11 +87,23 @@ void LaunchMlaAttention(const MlaAttentionParams& p, const Workspace& workspace,
   const int head_groups = static_cast<int>(CeilDiv(p.q_latent.heads, kAttentionRows));
   const int64_t blocks = int64_t{head_groups} * batch.max_queries * batch.sequences;
   const int64_t keys = batch.shard.LocalLength(batch.max_kv_len) + batch.shard.block_size;  // no rank holds more
-  const int64_t wanted = std::min<int64_t>({CeilDiv(int64_t{CurrentCard().multiprocessors} * 4, blocks), CeilDiv(keys, 64), 64});
+  const int64_t wanted =
+      std::min<int64_t>({CeilDiv(int64_t{CurrentCard().multiprocessors} * 4, blocks), CeilDiv(keys, 64), 64});
   const MlaPartials partials = PlanPartials(p, wanted, workspace);
-  const MlaArgs args{p.q_latent, p.q_rope, p.out, MakeDeviceCache(p.cache), batch.query_start, batch.kv_len, batch.block_table,
-                     batch.table_stride, {batch.shard.size, batch.shard.rank, batch.shard.block_size}, p.scale, p.lse.f32(),
-                     p.lse.row_stride, partials, head_groups};
+  const MlaArgs args{p.q_latent,
+                     p.q_rope,
+                     p.out,
+                     MakeDeviceCache(p.cache),
+                     batch.query_start,
+                     batch.kv_len,
+                     batch.block_table,
+                     batch.table_stride,
+                     {batch.shard.size, batch.shard.rank, batch.shard.block_size},
+                     p.scale,
+                     p.lse.f32(),
+                     p.lse.row_stride,
+                     partials,
+                     head_groups};
   const int shared = AttentionSharedBytes(p.cache.latent + p.cache.rope, p.cache.latent, true);
   LM_CHECK_MSG(shared <= CurrentCard().max_shared_bytes, "latent of " + std::to_string(p.cache.latent) + " numbers");
   DispatchActivation(p.q_latent.dtype, [&](auto tag) {

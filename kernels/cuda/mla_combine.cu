@@ -1,5 +1,5 @@
-// Merges the splits of latent attention. A block takes 128 columns of one (token, head): its warps share the splits out, so
-// that a single long sequence with few heads still fills the card.
+// Merges the splits of latent attention. A block takes 128 columns of one (token, head): its warps share the splits
+// out, so that a single long sequence with few heads still fills the card.
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/mla_split.h"
 
@@ -11,7 +11,8 @@ constexpr int kMaxSplits = 256;
 constexpr int kColumns = 128;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) MlaCombineKernel(MlaPartials partials, HeadsView out, float* lse, int64_t lse_stride) {
+__global__ void __launch_bounds__(kThreads)
+    MlaCombineKernel(MlaPartials partials, HeadsView out, float* lse, int64_t lse_stride) {
   __shared__ float weights[kMaxSplits];
   __shared__ float scratch[32];
   __shared__ float sums[kWarps][kColumns];
@@ -30,10 +31,11 @@ __global__ void __launch_bounds__(kThreads) MlaCombineKernel(MlaPartials partial
   float acc[kColumns / 32] = {};
 #pragma unroll 4
   for (int s = warp; s < partials.splits; s += kWarps) {
-    if (weights[s] == 0) continue;  // an empty split's output is not written
+    const float weight_of_split = weights[s];
 #pragma unroll
-    for (int i = 0; i < kColumns / 32; ++i) {
-      if (begin + lane + i * 32 < dim) acc[i] += weights[s] * values[static_cast<int64_t>(s) * dim + i * 32];
+    for (int i = 0; i < kColumns / 32; ++i) {  // an empty split's output is not written, so it must not be read
+      const bool read = weight_of_split > 0 && begin + lane + i * 32 < dim;
+      acc[i] += read ? weight_of_split * values[static_cast<int64_t>(s) * dim + i * 32] : 0.f;
     }
   }
 #pragma unroll
@@ -46,7 +48,8 @@ __global__ void __launch_bounds__(kThreads) MlaCombineKernel(MlaPartials partial
     T* place = static_cast<T*>(out.data) + token * out.token_stride + head * out.head_stride + begin;
     place[threadIdx.x] = FromFloat<T>(sum > 0 ? value / sum : 0.f);
   }
-  if (lse != nullptr && blockIdx.y == 0 && threadIdx.x == 0) lse[token * lse_stride + head] = sum > 0 ? base + logf(sum) : -INFINITY;
+  if (lse != nullptr && blockIdx.y == 0 && threadIdx.x == 0)
+    lse[token * lse_stride + head] = sum > 0 ? base + logf(sum) : -INFINITY;
 }
 
 }  // namespace
@@ -55,7 +58,8 @@ void LaunchMlaCombine(const MlaAttentionParams& p, const MlaPartials& partials, 
   LM_CHECK(partials.splits <= kMaxSplits && kMaxSplits <= kThreads);
   DispatchActivation(p.out.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const dim3 grid(static_cast<unsigned>(p.out.tokens * p.out.heads), static_cast<unsigned>(CeilDiv(p.out.dim, kColumns)));
+    const dim3 grid(static_cast<unsigned>(p.out.tokens * p.out.heads),
+                    static_cast<unsigned>(CeilDiv(p.out.dim, kColumns)));
     MlaCombineKernel<T><<<grid, kThreads, 0, stream>>>(partials, p.out, p.lse.f32(), p.lse.row_stride);
   });
   CheckLaunch("MlaCombine");

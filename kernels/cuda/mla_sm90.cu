@@ -15,12 +15,12 @@ bool Applies(const MlaAttentionParams& p) {
   const int block = p.cache.block_size;
   const bool pages = block % 64 == 0 || (block >= 8 && 64 % block == 0);
   const bool format = p.cache.format == CacheFormat::kBF16 || p.cache.format == CacheFormat::kF8;
-  return CurrentCard().hopper && format && p.cache.latent == mla::kLatent && p.cache.rope == mla::kRope &&
-         pages && HeadsAligned(p.q_latent) && HeadsAligned(p.q_rope) && HeadsAligned(p.out) && IsAligned(p.cache.data, 16);
+  return CurrentCard().hopper && format && p.cache.latent == mla::kLatent && p.cache.rope == mla::kRope && pages &&
+         HeadsAligned(p.q_latent) && HeadsAligned(p.q_rope) && HeadsAligned(p.out) && IsAligned(p.cache.data, 16);
 }
 
-// The number of splits that ends soonest, in units of one key tile: a block costs its tiles and about three more for queries,
-// first copies and results; merging costs about two, and its reads grow with the splits.
+// The number of splits that ends soonest, in units of one key tile: a block costs its tiles and about three more for
+// queries, first copies and results; merging costs about two, and its reads grow with the splits.
 int ChooseSplits(int64_t blocks, int64_t tiles) {
   const int64_t slots = CurrentCard().multiprocessors;
   int best = 1;
@@ -34,7 +34,8 @@ int ChooseSplits(int64_t blocks, int64_t tiles) {
 }
 
 template <typename Kernel>
-void LaunchKernel(Kernel kernel, unsigned cluster_blocks, dim3 grid, const mla::Args& args, const CUtensorMap& map, cudaStream_t stream) {
+void LaunchKernel(Kernel kernel, unsigned cluster_blocks, dim3 grid, const mla::Args& args, const CUtensorMap& map,
+                  cudaStream_t stream) {
   constexpr int kSharedBytes = sizeof(mla::Shared) + 1024;
   Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaSm90");
   cudaLaunchAttribute cluster{};
@@ -56,18 +57,32 @@ bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cuda
   if (!Applies(p)) return false;
   const PagedBatch& batch = p.batch;
   const int row_blocks = static_cast<int>(CeilDiv(int64_t{batch.max_queries} * p.out.heads, kRows));
-  const int64_t keys = batch.shard.size == 1 ? batch.max_kv_len : batch.shard.LocalLength(batch.max_kv_len) + batch.shard.block_size;
+  const int64_t keys =
+      batch.shard.size == 1 ? batch.max_kv_len : batch.shard.LocalLength(batch.max_kv_len) + batch.shard.block_size;
   const int64_t tiles = std::max<int64_t>(1, CeilDiv(keys, kKeys));
   const MlaPartials partials = PlanPartials(p, ChooseSplits(int64_t{row_blocks} * batch.sequences, tiles), workspace);
-  const mla::Args args{p.q_latent, p.q_rope, p.out, MakeDeviceCache(p.cache), batch.query_start, batch.kv_len, batch.block_table,
-                       batch.table_stride, {batch.shard.size, batch.shard.rank, batch.shard.block_size}, p.scale, p.lse.f32(),
-                       p.lse.row_stride, partials, row_blocks, static_cast<int>(CeilDiv(tiles, partials.splits)),
+  const mla::Args args{p.q_latent,
+                       p.q_rope,
+                       p.out,
+                       MakeDeviceCache(p.cache),
+                       batch.query_start,
+                       batch.kv_len,
+                       batch.block_table,
+                       batch.table_stride,
+                       {batch.shard.size, batch.shard.rank, batch.shard.block_size},
+                       p.scale,
+                       p.lse.f32(),
+                       p.lse.row_stride,
+                       partials,
+                       row_blocks,
+                       static_cast<int>(CeilDiv(tiles, partials.splits)),
                        std::min(64, p.cache.block_size)};
   const bool fp8 = p.cache.format == CacheFormat::kF8;
   const CUtensorMap map = fp8 ? CUtensorMap{}
-                              : MakeTensorMap({p.cache.data, DType::kBF16, p.cache.num_blocks * p.cache.block_size, mla::kKeyDim,
-                                               mla::kKeyDim * 2, args.box_rows, 64});
-  const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(partials.splits), static_cast<unsigned>(batch.sequences));
+                              : MakeTensorMap({p.cache.data, DType::kBF16, p.cache.num_blocks * p.cache.block_size,
+                                               mla::kKeyDim, mla::kKeyDim * 2, args.box_rows, 64});
+  const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(partials.splits),
+                  static_cast<unsigned>(batch.sequences));
   if (fp8) {
     LaunchKernel(mla::MlaSm90Kernel<true, 1>, 1, grid, args, map, stream);
   } else if (p.out.heads % (2 * kRows) == 0) {

@@ -7,11 +7,24 @@
 namespace latentmesh::cuda::mla {
 
 // Named barriers; 0 is __syncthreads.
+// Warpgroup 1 runs one tile behind, except where decoding FP8 records waits for the buffers that it would hold back.
+template <bool kFp8>
+constexpr bool kLag = !kFp8;
+
 enum : int { kProbabilitiesReady = 1, kProbabilitiesTaken = 2, kScoresDone = 3, kGroupZero = 4, kSumsReady = 5 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+__device__ __forceinline__ uint32_t HalfPair(float a, float b) {
+  const __half2 pair = __floats2half2_rn(a, b);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ uint32_t HalfOfBF16(uint32_t pair) {
+  return HalfPair(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
 // Queries into swizzled chunks; rows beyond the block's are zeros.
+template <bool kHalf>
 __device__ __forceinline__ void LoadQueries(const Args& p, const Place& place, Shared& s) {
   constexpr int kUnits = kKeyDim / 8;
   for (int i = threadIdx.x; i < kRows * kUnits; i += kConsumers) {
@@ -20,39 +33,46 @@ __device__ __forceinline__ void LoadQueries(const Args& p, const Place& place, S
     if (row < place.rows) {
       const bool rope = unit >= kLatent / 8;
       const HeadsView& q = rope ? p.q_rope : p.q_latent;
-      const bf16* vector = static_cast<const bf16*>(q.data) + (place.first_token + place.Token(p, row)) * q.token_stride +
+      const bf16* vector = static_cast<const bf16*>(q.data) +
+                           (place.first_token + place.Token(p, row)) * q.token_stride +
                            place.Head(p, row) * q.head_stride;
       value = *reinterpret_cast<const uint4*>(vector + (rope ? unit - kLatent / 8 : unit) * 8);
     }
+    if (kHalf) value = make_uint4(HalfOfBF16(value.x), HalfOfBF16(value.y), HalfOfBF16(value.z), HalfOfBF16(value.w));
     *reinterpret_cast<uint4*>(s.q + unit / 8 * kChunkBytes + SwizzledOffset(row, unit % 8)) = value;
   }
 }
 
 // scores (+)= queries x keys over one chunk of 64 columns. Descriptors count in units of 16 bytes.
+template <bool kHalf>
 __device__ __forceinline__ void MultiplyChunk(float (&scores)[32], uint64_t q, uint64_t keys, int chunk, bool first) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     const int offset = (chunk * kChunkBytes + step * 32) / 16;
-    WgmmaBF16N64(scores, q + offset, keys + offset, first && step == 0 ? 0 : 1);
+    const int accumulate = first && step == 0 ? 0 : 1;
+    kHalf ? WgmmaF16N64(scores, q + offset, keys + offset, accumulate)
+          : WgmmaBF16N64(scores, q + offset, keys + offset, accumulate);
   }
 }
 
 // The chunks of a tile in the order in which their copies arrive, the left part first.
+template <bool kHalf>
 __device__ __forceinline__ void StartLeftScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
   const uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
   BarrierWait(&s.full[buffer][0], parity);
   WgmmaFence();
-  MultiplyChunk(scores, q, keys, 8, true);
+  MultiplyChunk<kHalf>(scores, q, keys, 8, true);
 #pragma unroll
-  for (int chunk = 0; chunk < 4; ++chunk) MultiplyChunk(scores, q, keys, chunk, false);
+  for (int chunk = 0; chunk < 4; ++chunk) MultiplyChunk<kHalf>(scores, q, keys, chunk, false);
   WgmmaCommit();
 }
+template <bool kHalf>
 __device__ __forceinline__ void StartRightScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
   const uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
   BarrierWait(&s.full[buffer][1], parity);
   WgmmaFence();  // the wait is a loop: without it the compiler serialises the products around it
 #pragma unroll
-  for (int chunk = 4; chunk < 8; ++chunk) MultiplyChunk(scores, q, keys, chunk, false);
+  for (int chunk = 4; chunk < 8; ++chunk) MultiplyChunk<kHalf>(scores, q, keys, chunk, false);
   WgmmaCommit();
 }
 
@@ -62,7 +82,8 @@ __device__ __forceinline__ void ClearRowsFrom(Shared& s, int buffer, int first, 
   BarrierWait(&s.full[buffer][1], parity);
   for (int i = threadIdx.x; i < (kKeys - first) * kChunks * 8; i += 128) {
     const int row = first + i / (kChunks * 8), unit = i % (kChunks * 8);
-    *reinterpret_cast<uint4*>(s.keys[buffer] + unit / 8 * kChunkBytes + row * 128 + unit % 8 * 16) = make_uint4(0, 0, 0, 0);
+    *reinterpret_cast<uint4*>(s.keys[buffer] + unit / 8 * kChunkBytes + row * 128 + unit % 8 * 16) =
+        make_uint4(0, 0, 0, 0);
   }
   FenceAsyncProxy();
   NamedSync(kGroupZero, 128);
@@ -74,7 +95,8 @@ struct Softmax {
   static constexpr float kSlack = 8;
   float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, correction[2] = {1, 1};
 
-  __device__ __forceinline__ void Update(float (&scores)[32], float scale_log2, int key_begin, const int (&limit)[2], bool mask) {
+  __device__ __forceinline__ void Update(float (&scores)[32], float scale_log2, int key_begin, const int (&limit)[2],
+                                         bool mask) {
     const int column = threadIdx.x % 4 * 2;
     if (mask) {
 #pragma unroll
@@ -123,11 +145,15 @@ __device__ __forceinline__ void Correct(float (&out)[128], float first, float se
 }
 
 // out += probabilities x 256 value columns that begin at chunk `chunk`
+template <bool kHalf>
 __device__ __forceinline__ void StartValues(float (&out)[128], const uint32_t (&p)[4][4], const char* keys, int chunk) {
   const uint64_t values = SwizzledMatrix(keys + chunk * kChunkBytes, kChunkBytes);
   WgmmaFence();
 #pragma unroll
-  for (int step = 0; step < 4; ++step) WgmmaBF16N256Values(out, p[step], values + step * 16 * 128 / 16, 1);
+  for (int step = 0; step < 4; ++step) {
+    const uint64_t rows = values + step * 16 * 128 / 16;
+    kHalf ? WgmmaF16N256Values(out, p[step], rows, 1) : WgmmaBF16N256Values(out, p[step], rows, 1);
+  }
   WgmmaCommit();
 }
 
@@ -143,7 +169,8 @@ __device__ __forceinline__ void ReleaseTile(uint64_t* barrier) {
   }
 }
 
-__device__ __forceinline__ void StoreHalf(const Args& p, const Place& place, const float (&out)[128], const float (&scale)[2], int column_begin) {
+__device__ __forceinline__ void StoreHalf(const Args& p, const Place& place, const float (&out)[128],
+                                          const float (&scale)[2], int column_begin) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -155,13 +182,15 @@ __device__ __forceinline__ void StoreHalf(const Args& p, const Place& place, con
       bf16* to = static_cast<bf16*>(p.out.data) + token * p.out.token_stride + head * p.out.head_stride + column;
 #pragma unroll
       for (int j = 0; j < 32; ++j) {
-        *reinterpret_cast<uint32_t*>(to + j * 8) = PackBF16(out[4 * j + 2 * r] * scale[r], out[4 * j + 2 * r + 1] * scale[r]);
+        *reinterpret_cast<uint32_t*>(to + j * 8) =
+            PackBF16(out[4 * j + 2 * r] * scale[r], out[4 * j + 2 * r + 1] * scale[r]);
       }
     } else {
       float* to = p.partials.out + ((token * p.out.heads + head) * p.partials.splits + place.split) * kLatent + column;
 #pragma unroll
       for (int j = 0; j < 32; ++j) {
-        *reinterpret_cast<float2*>(to + j * 8) = make_float2(out[4 * j + 2 * r] * scale[r], out[4 * j + 2 * r + 1] * scale[r]);
+        *reinterpret_cast<float2*>(to + j * 8) =
+            make_float2(out[4 * j + 2 * r] * scale[r], out[4 * j + 2 * r + 1] * scale[r]);
       }
     }
   }
@@ -192,20 +221,23 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
   auto start_left = [&](int i) {
     const int valid = place.visible - (place.tile_begin + i) * kKeys;
     if (!kFp8 && valid < kKeys) ClearRowsFrom(s, i & 1, valid, i >> 1 & 1);
-    StartLeftScores(scores, s, i & 1, i >> 1 & 1);
+    StartLeftScores<kFp8>(scores, s, i & 1, i >> 1 & 1);
   };
-  auto start_right = [&](int i) { StartRightScores(scores, s, i & 1, i >> 1 & 1); };
+  auto start_right = [&](int i) { StartRightScores<kFp8>(scores, s, i & 1, i >> 1 & 1); };
   start_left(0);
   start_right(0);
   for (int i = 0; i < tiles; ++i) {
     WgmmaWait<0>();
     PinRegisters(scores);
-    if (i > 0) NamedArrive(kScoresDone, kConsumers);
+    if (kLag<kFp8> && i > 0) NamedArrive(kScoresDone, kConsumers);
     const int key_begin = (place.tile_begin + i) * kKeys;
     softmax.Update(scores, scale_log2, key_begin, limit, key_begin + kKeys > all_visible);
     uint32_t probabilities[4][4];
 #pragma unroll
-    for (int j = 0; j < 16; ++j) probabilities[j / 4][j % 4] = PackBF16(scores[2 * j], scores[2 * j + 1]);
+    for (int j = 0; j < 16; ++j) {
+      probabilities[j / 4][j % 4] =
+          kFp8 ? HalfPair(scores[2 * j], scores[2 * j + 1]) : PackBF16(scores[2 * j], scores[2 * j + 1]);
+    }
     if (i > 0) NamedSync(kProbabilitiesTaken, kConsumers);
 #pragma unroll
     for (int j = 0; j < 16; ++j) {  // j: pair of columns 8 * (j / 2), rows of the upper or lower half
@@ -218,7 +250,7 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
     }
     NamedArrive(kProbabilitiesReady, kConsumers);
     Correct(out, softmax.correction[0], softmax.correction[1]);
-    StartValues(out, probabilities, s.keys[i & 1], 0);
+    StartValues<kFp8>(out, probabilities, s.keys[i & 1], 0);
     if (i + 1 < tiles) {
       start_left(i + 1);
       WgmmaWait<1>();  // the values' products are done, the scores' go on
@@ -234,7 +266,8 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
     s.sum[row + 8] = softmax.sum[1];
   }
   NamedArrive(kSumsReady, kConsumers);
-  const float scale[2] = {softmax.sum[0] > 0 ? 1.f / softmax.sum[0] : 0.f, softmax.sum[1] > 0 ? 1.f / softmax.sum[1] : 0.f};
+  const float scale[2] = {softmax.sum[0] > 0 ? 1.f / softmax.sum[0] : 0.f,
+                          softmax.sum[1] > 0 ? 1.f / softmax.sum[1] : 0.f};
   StoreHalf(p, place, out, scale, 0);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -245,7 +278,7 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
 }
 
 // Warpgroup 1: right half of the output, started when the next tile's scores are done.
-template <int kCluster>
+template <bool kFp8, int kCluster>
 __device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shared& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = warp * 16 + lane / 4;
   const int tiles = place.tile_end - place.tile_begin;
@@ -262,10 +295,10 @@ __device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shar
     const float first = s.correction[row], second = s.correction[row + 8];
     if (i + 1 < tiles) {
       NamedArrive(kProbabilitiesTaken, kConsumers);
-      NamedSync(kScoresDone, kConsumers);
+      if (kLag<kFp8>) NamedSync(kScoresDone, kConsumers);
     }
     Correct(out, first, second);
-    StartValues(out, probabilities, s.keys[i & 1], 4);
+    StartValues<kFp8>(out, probabilities, s.keys[i & 1], 4);
     WgmmaWait<0>();
     PinRegisters(out);
     ReleaseTile<kCluster>(&s.empty[i & 1][1]);
@@ -276,128 +309,173 @@ __device__ __forceinline__ void RunRight(const Args& p, const Place& place, Shar
   StoreHalf(p, place, out, scale, 256);
 }
 
-// Asks for a tile's records to be brought to the L2, so that the copies into the few buffers find them near.
-__device__ __forceinline__ void PrefetchTile(const Args& p, const int32_t* table, int first, int visible) {
-  for (int token = first; token < min(first + kKeys, visible); token += p.box_rows) {
-    const int64_t slot = static_cast<int64_t>(table[token / p.cache.block_size]) * p.cache.block_size + token % p.cache.block_size;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p.cache.Slot(slot)), "r"(p.box_rows * p.cache.record_bytes) : "memory");
+// Where the copies of a tile begin: its page's first slot, looked up a tile ahead, because between a buffer coming free
+// and the copies into it every cycle is lost. Pages smaller than a tile are looked up when they are copied.
+__device__ __forceinline__ int TileSlot(const Args& p, const int32_t* table, int first, int visible) {
+  return first < visible ? static_cast<int>(p.cache.SlotOf(table, first)) : 0;
+}
+
+// Asks for a whole page's records (a tile's) to be brought to the L2.
+__device__ __forceinline__ void PrefetchTile(const Args& p, int slot) {
+  const char* records = p.cache.data + static_cast<int64_t>(slot) * p.cache.record_bytes;
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(records), "r"(p.box_rows * p.cache.record_bytes)
+               : "memory");
+}
+
+// The copies of one part of one box of tokens. In a cluster the blocks share the chunks out and copy theirs to all;
+// what arrives counts in every block's own barrier.
+template <int kCluster>
+__device__ __forceinline__ void CopyBoxes(char* to, int slot, int part, int rank, uint64_t* full,
+                                          const CUtensorMap* map) {
+#pragma unroll
+  for (int j = 0; j < 5; ++j) {
+    const int chunk = part == 1 ? 4 + j : j == 0 ? 8 : j - 1;
+    if ((part == 1 && j == 4) || j % kCluster != rank) continue;
+    if constexpr (kCluster == 1) {
+      CopyBox(to + chunk * kChunkBytes, map, chunk * 64, slot, full);
+    } else {
+      CopyBoxToCluster(to + chunk * kChunkBytes, map, chunk * 64, slot, full, (1 << kCluster) - 1);
+    }
   }
 }
 
-// One thread keeps the copy engine busy: two buffers, each in a left and a right part. In a cluster the blocks share the
-// chunks out and copy theirs to all; what arrives counts in every block's own barrier.
+// One thread keeps the copy engine busy: two buffers, each in a left and a right part.
 template <int kCluster>
 __device__ __forceinline__ void RunCopies(const Args& p, const Place& place, Shared& s, const CUtensorMap* map) {
   const int32_t* table = p.block_table + place.sequence * p.table_stride;
-  const int boxes = kKeys / p.box_rows, box_bytes = p.box_rows * 128, tiles = place.tile_end - place.tile_begin;
-  const int rank = kCluster == 1 ? 0 : ClusterRank();
-  const bool prefetch = kCluster > 1 && rank == 0;  // a block by itself waits for memory, and gains nothing
-  if (prefetch && tiles > 1) PrefetchTile(p, table, (place.tile_begin + 1) * kKeys, place.visible);
+  const int tiles = place.tile_end - place.tile_begin, rank = kCluster == 1 ? 0 : ClusterRank();
+  const int boxes = kKeys / p.box_rows, box_bytes = p.box_rows * 128;
+  int slot = TileSlot(p, table, place.tile_begin * kKeys, place.visible);
+  int next = TileSlot(p, table, (place.tile_begin + 1) * kKeys, place.visible);
   for (int i = 0; i < tiles; ++i) {
     const int buffer = i & 1, first = (place.tile_begin + i) * kKeys;
     const uint32_t parity = (i >> 1 & 1) ^ 1;
-    const int needed = min(boxes, (place.visible - first + p.box_rows - 1) / p.box_rows);  // no page beyond the last key
-    if (prefetch && i + kPrefetch < tiles) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
+    const int after_next = TileSlot(p, table, first + 2 * kKeys, place.visible);
+    const int needed =
+        min(boxes, (place.visible - first + p.box_rows - 1) / p.box_rows);  // no page beyond the last key
+#pragma unroll
     for (int part = 0; part < 2; ++part) {
       uint64_t* full = &s.full[buffer][part];
       BarrierWait(&s.empty[buffer][part], parity);
       BarrierExpect(full, needed * box_bytes * (part == 0 ? 5 : 4));
-      for (int box = 0; box < needed; ++box) {
-        const int token = first + box * p.box_rows;
-        const int slot = table[token / p.cache.block_size] * p.cache.block_size + token % p.cache.block_size;
-        char* to = s.keys[buffer] + box * box_bytes;
-#pragma unroll
-        for (int j = 0; j < 5; ++j) {
-          const int chunk = part == 1 ? 4 + j : j == 0 ? 8 : j - 1;
-          if ((part == 1 && j == 4) || j % kCluster != rank) continue;
-          if constexpr (kCluster == 1) {
-            CopyBox(to + chunk * kChunkBytes, map, chunk * 64, slot, full);
-          } else {
-            CopyBoxToCluster(to + chunk * kChunkBytes, map, chunk * 64, slot, full, (1 << kCluster) - 1);
-          }
-        }
+      CopyBoxes<kCluster>(s.keys[buffer], slot, part, rank, full, map);
+      for (int box = 1; box < needed; ++box) {
+        const int of_box = static_cast<int>(p.cache.SlotOf(table, first + box * p.box_rows));
+        CopyBoxes<kCluster>(s.keys[buffer] + box * box_bytes, of_box, part, rank, full, map);
       }
     }
+    slot = next;
+    next = after_next;
   }
 }
 
-// FP8 records are 41 units of 16 bytes: 32 of codes, one of scales, 8 of the rope key. A warp takes a row at a time, each
-// lane one unit of codes, so that a row's codes are one coalesced read.
+// FP8 records are 41 units of 16 bytes: 32 of codes, one of scales, 8 of the rope key. A warp takes a row at a time,
+// each lane one unit of codes, so that a row's codes are one coalesced read. They become f16, which holds codes exactly
+// and rounds their product with the scale less than bf16 does; queries and probabilities are f16 too in this form.
 constexpr int kScaleUnit = 32;
 
 // Sixteen codes become two 16-byte units; odd chunks are written in the other order so that lanes meet in fewer banks.
-__device__ __forceinline__ void StoreCodes(char* keys, int row, int unit, const uint4& codes, float scale) {
+__device__ __forceinline__ void StoreCodes(char* chunk, int row, int unit, const uint4& codes, __half2 scale) {
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
   uint32_t pairs[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> (i % 2 * 16)), __NV_E4M3);
-    const float2 value = __half22float2(__half2(raw));
-    pairs[i] = PackBF16(value.x * scale, value.y * scale);
+    const __half2_raw raw =
+        __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> (i % 2 * 16)), __NV_E4M3);
+    const __half2 value = __hmul2(__half2(raw), scale);
+    pairs[i] = *reinterpret_cast<const uint32_t*>(&value);
   }
-  char* chunk = keys + unit / 4 * kChunkBytes;
   const int second = unit / 4 & 1;
-  const uint4 low = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), high = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+  const uint4 low = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
+              high = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
   *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + second)) = second ? high : low;
   *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + 1 - second)) = second ? low : high;
 }
 
-// kBatch rows of this warp, from `row` on; slot[i] < 0: no such key, and zeros are written, never stale memory.
-template <int kBatch>
-__device__ __forceinline__ void DecodeRows(const Args& p, char* keys, int row, const int (&slot)[kBatch]) {
-  const int lane = threadIdx.x % 32;
-  uint4 codes[kBatch], rest[kBatch];
-#pragma unroll
-  for (int j = 0; j < kBatch; ++j) {
-    const char* record = p.cache.data + static_cast<int64_t>(max(slot[j], 0)) * p.cache.record_bytes;
-    codes[j] = rest[j] = make_uint4(0, 0, 0, 0);
-    if (slot[j] >= 0) codes[j] = __ldg(reinterpret_cast<const uint4*>(record) + lane);
-    if (slot[j] >= 0 && lane < 9) rest[j] = __ldg(reinterpret_cast<const uint4*>(record) + kScaleUnit + lane);
-  }
-#pragma unroll
-  for (int j = 0; j < kBatch; ++j) {
-    const uint32_t scales[4] = {rest[j].x, rest[j].y, rest[j].z, rest[j].w};
-    uint32_t scale = 0;
-#pragma unroll
-    for (int g = 0; g < 4; ++g) {
-      const uint32_t of_group = __shfl_sync(0xffffffffu, scales[g], 0);
-      if (lane / 8 == g) scale = of_group;
-    }
-    StoreCodes(keys, row + j, lane, codes[j], __uint_as_float(scale));
-    if (lane >= 1 && lane < 9) *reinterpret_cast<uint4*>(keys + 8 * kChunkBytes + SwizzledOffset(row + j, lane - 1)) = rest[j];
-  }
-}
+// Four rows' bytes on their way. A lane holds unit `lane` of each row's codes, unit lane % 8 of row lane / 8's rope
+// key, and (of 16 lanes) scale lane % 4 of row lane / 4.
+struct RecordQuad {
+  uint4 codes[4], rope;
+  float scale;
 
+  // Rows row .. row + 3; lane r holds row r's slot, or -1: no such key, and zeros are written, never stale memory.
+  __device__ __forceinline__ void Load(const char* data, int record_bytes, int slots, int row) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int slot = __shfl_sync(0xffffffffu, slots, row + j);
+      codes[j] = make_uint4(0, 0, 0, 0);
+      if (slot >= 0)
+        codes[j] = __ldg(reinterpret_cast<const uint4*>(data + static_cast<int64_t>(slot) * record_bytes) + lane);
+    }
+    const int rope_slot = __shfl_sync(0xffffffffu, slots, row + lane / 8),
+              scale_slot = __shfl_sync(0xffffffffu, slots, row + lane / 4 % 4);
+    rope = make_uint4(0, 0, 0, 0);
+    scale = 0;
+    if (rope_slot >= 0)
+      rope = __ldg(reinterpret_cast<const uint4*>(data + static_cast<int64_t>(rope_slot) * record_bytes) + kScaleUnit +
+                   1 + lane % 8);
+    if (scale_slot >= 0)
+      scale = __ldg(
+          reinterpret_cast<const float*>(data + static_cast<int64_t>(scale_slot) * record_bytes + kScaleUnit * 16) +
+          lane % 4);
+  }
+  __device__ __forceinline__ void Store(char* keys, int row) const {
+    const int lane = threadIdx.x % 32;
+    char* chunk = keys + lane / 4 * kChunkBytes;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      StoreCodes(chunk, row + j, lane, codes[j], __float2half2_rn(__shfl_sync(0xffffffffu, scale, j * 4 + lane / 8)));
+    }
+    *reinterpret_cast<uint4*>(keys + 8 * kChunkBytes + SwizzledOffset(row + lane / 8, lane % 8)) =
+        make_uint4(HalfOfBF16(rope.x), HalfOfBF16(rope.y), HalfOfBF16(rope.z), HalfOfBF16(rope.w));
+  }
+};
+
+// A warp decodes 16 rows of each tile in quads; two quads are always on their way, across tiles too.
 __device__ __forceinline__ void RunDecoding(const Args& p, const Place& place, Shared& s) {
-  constexpr int kBatch = 4, kWarpRows = kKeys / 4;
+  constexpr int kWarpRows = kKeys / 4;
   const int32_t* table = p.block_table + place.sequence * p.table_stride;
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * kWarpRows, tiles = place.tile_end - place.tile_begin;
-  const bool leader = threadIdx.x == kConsumers;
-  if (leader && tiles > 1) PrefetchTile(p, table, (place.tile_begin + 1) * kKeys, place.visible);
+  const int warp_row = threadIdx.x / 32 % 4 * kWarpRows, tiles = place.tile_end - place.tile_begin;
+  const char* data = p.cache.data;
+  const int record_bytes = p.cache.record_bytes;
+  auto slots_of = [&](int i) {
+    const int token = (place.tile_begin + i) * kKeys + warp_row + static_cast<int>(threadIdx.x % kWarpRows);
+    return token < place.visible && i < tiles ? static_cast<int>(p.cache.SlotOf(table, token)) : -1;
+  };
+  int slots = slots_of(0);
+  RecordQuad even, odd;
+  even.Load(data, record_bytes, slots, 0);
+  odd.Load(data, record_bytes, slots, 4);
   for (int i = 0; i < tiles; ++i) {
-    const int buffer = i & 1, first = (place.tile_begin + i) * kKeys, token = first + warp_row + lane % kWarpRows;
+    const int buffer = i & 1, next = slots_of(i + 1);
     const uint32_t parity = (i >> 1 & 1) ^ 1;
-    if (leader && i + kPrefetch < tiles) PrefetchTile(p, table, first + kPrefetch * kKeys, place.visible);
-    const int slot = token < place.visible ? static_cast<int>(p.cache.SlotOf(table, token)) : -1;
+    char* keys = s.keys[buffer];
+    if (threadIdx.x == kConsumers && p.box_rows == kKeys && i + kPrefetch < tiles) {
+      PrefetchTile(p, TileSlot(p, table, (place.tile_begin + i + kPrefetch) * kKeys, place.visible));
+    }
     BarrierWait(&s.empty[buffer][0], parity);
     BarrierWait(&s.empty[buffer][1], parity);
-#pragma unroll 1
-    for (int row = 0; row < kWarpRows; row += kBatch) {
-      int slots[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) slots[j] = __shfl_sync(0xffffffffu, slot, row + j);
-      DecodeRows<kBatch>(p, s.keys[buffer], warp_row + row, slots);
-    }
+    even.Store(keys, warp_row);
+    even.Load(data, record_bytes, slots, 8);
+    odd.Store(keys, warp_row + 4);
+    odd.Load(data, record_bytes, slots, 12);
+    even.Store(keys, warp_row + 8);
+    odd.Store(keys, warp_row + 12);
     FenceAsyncProxy();
     BarrierArrive(&s.full[buffer][0]);
     BarrierArrive(&s.full[buffer][1]);
+    even.Load(data, record_bytes, next, 0);  // after the fence, which would wait for them
+    odd.Load(data, record_bytes, next, 4);
+    slots = next;
   }
 }
 
 #endif
 
 template <bool kFp8, int kCluster>
-__global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __grid_constant__ Args p, const __grid_constant__ CUtensorMap map) {
+__global__ void __launch_bounds__(kConsumers + 128, 1)
+    MlaSm90Kernel(const __grid_constant__ Args p, const __grid_constant__ CUtensorMap map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory + (1024 - SharedAddress(memory) % 1024) % 1024);
@@ -407,7 +485,8 @@ __global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __gri
     if (row >= place.rows || (p.partials.splits == 1 && place.split > 0)) return;
     StoreLse(p, place, row, -INFINITY);
     if (p.partials.splits > 1) return;
-    bf16* out = static_cast<bf16*>(p.out.data) + (place.first_token + place.Token(p, row)) * p.out.token_stride + place.Head(p, row) * p.out.head_stride;
+    bf16* out = static_cast<bf16*>(p.out.data) + (place.first_token + place.Token(p, row)) * p.out.token_stride +
+                place.Head(p, row) * p.out.head_stride;
     for (int i = 0; i < kLatent; ++i) out[i] = FromFloat<bf16>(0.f);
     return;
   }
@@ -422,18 +501,19 @@ __global__ void __launch_bounds__(kConsumers + 128, 1) MlaSm90Kernel(const __gri
     BarrierInitFence();
   }
   if (threadIdx.x < kConsumers) {
-    LoadQueries(p, place, s);
+    LoadQueries<kFp8>(p, place, s);
     FenceAsyncProxy();
   }
   __syncthreads();
   if (kCluster > 1) ClusterSync();
-  constexpr int kConsumerRegisters = kFp8 ? 216 : 232, kProducerRegisters = kFp8 ? 72 : 40;  // 504 in all, what 168 at the start add up to
+  constexpr int kConsumerRegisters = kFp8 ? 208 : 232,
+                kProducerRegisters = kFp8 ? 88 : 40;  // 504 in all, what 168 at the start add up to
   if (threadIdx.x < 128) {
     RegistersUp<kConsumerRegisters>();
     RunLeft<kFp8, kCluster>(p, place, s);
   } else if (threadIdx.x < kConsumers) {
     RegistersUp<kConsumerRegisters>();
-    RunRight<kCluster>(p, place, s);
+    RunRight<kFp8, kCluster>(p, place, s);
   } else {
     RegistersDown<kProducerRegisters>();
     if constexpr (kFp8) {

@@ -10,8 +10,8 @@
 namespace latentmesh::cuda {
 
 struct MlaPartials {
-  float* out = nullptr;   // [tokens * heads, splits, latent]
-  float* lse = nullptr;   // [tokens * heads, splits]
+  float* out = nullptr;  // [tokens * heads, splits, latent]
+  float* lse = nullptr;  // [tokens * heads, splits]
   int splits = 1;
 };
 

@@ -25,7 +25,8 @@ struct PrefillProblem {
   int head, first_query;
 
   __device__ float Q(int row, int i) const {
-    return ToFloat(static_cast<const T*>(p.q.data)[(first_query + row) * p.q.token_stride + head * p.q.head_stride + i]);
+    return ToFloat(
+        static_cast<const T*>(p.q.data)[(first_query + row) * p.q.token_stride + head * p.q.head_stride + i]);
   }
   __device__ float Key(int j, int i) const {
     const int nope = static_cast<int>(p.k_nope.dim);
@@ -44,8 +45,12 @@ template <typename T>
 __global__ void __launch_bounds__(kAttentionThreads) PrefillKernel(PrefillArgs p) {
   extern __shared__ float memory[];
   const int head = blockIdx.y, first = blockIdx.x * kAttentionRows;
-  const PrefillProblem<T> problem{min(kAttentionRows, static_cast<int>(p.q.tokens) - first), static_cast<int>(p.q.dim),
-                                  static_cast<int>(p.v.dim), p, head, first};
+  const PrefillProblem<T> problem{min(kAttentionRows, static_cast<int>(p.q.tokens) - first),
+                                  static_cast<int>(p.q.dim),
+                                  static_cast<int>(p.v.dim),
+                                  p,
+                                  head,
+                                  first};
   const AttentionShared s(memory, problem.d_qk, problem.d_v, false);
   const int last_position = p.query_position + first + problem.rows - 1;
   const int visible = p.shard.LocalLength(last_position + 1) - p.key_begin;  // to the block's last query
@@ -55,20 +60,32 @@ __global__ void __launch_bounds__(kAttentionThreads) PrefillKernel(PrefillArgs p
     T* out = static_cast<T*>(p.out.data) + (first + row) * p.out.token_stride + head * p.out.head_stride;
     out[col] = FromFloat<T>(s.acc[i] * Normaliser(s, row));
   }
-  if (threadIdx.x < problem.rows && p.lse != nullptr) p.lse[(first + threadIdx.x) * p.lse_stride + head] = LogSum(s, threadIdx.x);
+  if (threadIdx.x < problem.rows && p.lse != nullptr)
+    p.lse[(first + threadIdx.x) * p.lse_stride + head] = LogSum(s, threadIdx.x);
 }
 
 }  // namespace
 
 void LaunchPrefillAttention(const PrefillAttentionParams& p, cudaStream_t stream) {
-  const PrefillArgs args{p.q, p.k_nope, p.v, p.out, p.k_rope.data, p.k_rope.row_stride, static_cast<int>(p.query_position),
-                         static_cast<int>(p.key_begin), static_cast<int>(p.k_nope.tokens),
-                         {p.shard.size, p.shard.rank, p.shard.block_size}, p.scale, p.lse.f32(), p.lse.row_stride};
+  const PrefillArgs args{p.q,
+                         p.k_nope,
+                         p.v,
+                         p.out,
+                         p.k_rope.data,
+                         p.k_rope.row_stride,
+                         static_cast<int>(p.query_position),
+                         static_cast<int>(p.key_begin),
+                         static_cast<int>(p.k_nope.tokens),
+                         {p.shard.size, p.shard.rank, p.shard.block_size},
+                         p.scale,
+                         p.lse.f32(),
+                         p.lse.row_stride};
   const int shared = AttentionSharedBytes(static_cast<int>(p.q.dim), static_cast<int>(p.v.dim), false);
   LM_CHECK_MSG(shared <= CurrentCard().max_shared_bytes, "heads of " + std::to_string(p.q.dim) + " numbers");
   DispatchActivation(p.q.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Check(cudaFuncSetAttribute(PrefillKernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "PrefillAttention");
+    Check(cudaFuncSetAttribute(PrefillKernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+          "PrefillAttention");
     const dim3 grid(static_cast<unsigned>(CeilDiv(p.q.tokens, kAttentionRows)), static_cast<unsigned>(p.q.heads));
     PrefillKernel<T><<<grid, kAttentionThreads, shared, stream>>>(args);
   });

@@ -1,7 +1,7 @@
 // Expanded causal attention on Hopper, 192 numbers a key (128 + the shared 64 of the rope part) and 128 a value, bf16.
 // One block: 128 queries of one head (two warpgroups of 64) against tiles of 128 keys; a producer thread runs the copy
-// engine two tiles ahead. Each warpgroup starts the next tile's scores together with the current tile's values, so that the
-// tensor cores work while it does the softmax (FlashAttention-3, Shah et al. 2024).
+// engine two tiles ahead. Each warpgroup starts the next tile's scores together with the current tile's values, so that
+// the tensor cores work while it does the softmax (FlashAttention-3, Shah et al. 2024).
 #include "kernels/cuda/attention_core.cuh"
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/launch.h"
@@ -37,10 +37,11 @@ struct PrefillSm90Args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ void RunCopies(const PrefillSm90Args& p, PrefillShared& s, int head, int first, int tiles, const CUtensorMap* q,
-                          const CUtensorMap* k, const CUtensorMap* rope, const CUtensorMap* v) {
+__device__ void RunCopies(const PrefillSm90Args& p, PrefillShared& s, int head, int first, int tiles,
+                          const CUtensorMap* q, const CUtensorMap* k, const CUtensorMap* rope, const CUtensorMap* v) {
   BarrierExpect(&s.q_full, kKeyBytes);
-  for (int c = 0; c < 3; ++c) CopyBox(s.q + c * kChunkBytes, q, static_cast<int>(head * p.q_head_stride) + c * 64, first, &s.q_full);
+  for (int c = 0; c < 3; ++c)
+    CopyBox(s.q + c * kChunkBytes, q, static_cast<int>(head * p.q_head_stride) + c * 64, first, &s.q_full);
   for (int i = 0; i < tiles; ++i) {
     const int stage = i % kStages;
     const uint32_t parity = i / kStages % 2 ^ 1;
@@ -109,12 +110,14 @@ __device__ __forceinline__ void StartScores(float (&scores)[64], PrefillShared& 
   WgmmaCommit();
 }
 
-__device__ __forceinline__ void StartValues(float (&out)[64], const uint32_t (&probabilities)[8][4], PrefillShared& s, int i) {
+__device__ __forceinline__ void StartValues(float (&out)[64], const uint32_t (&probabilities)[8][4], PrefillShared& s,
+                                            int i) {
   BarrierWait(&s.v_full[i % kStages], i / kStages % 2);
   const uint64_t v = SwizzledMatrix(s.v[i % kStages], kChunkBytes);
   WgmmaFence();
 #pragma unroll
-  for (int step = 0; step < kTileK / 16; ++step) WgmmaBF16N128Values(out, probabilities[step], v + step * 16 * 128 / 16, 1);
+  for (int step = 0; step < kTileK / 16; ++step)
+    WgmmaBF16N128Values(out, probabilities[step], v + step * 16 * 128 / 16, 1);
   WgmmaCommit();
 }
 
@@ -128,7 +131,8 @@ __device__ __forceinline__ void PackProbabilities(uint32_t (&to)[8][4], const fl
   for (int j = 0; j < 32; ++j) to[j / 4][j % 4] = PackBF16(scores[2 * j], scores[2 * j + 1]);
 }
 
-__device__ __forceinline__ void Store(const PrefillSm90Args& p, const float (&out)[64], TileSoftmax& softmax, int head, int row) {
+__device__ __forceinline__ void Store(const PrefillSm90Args& p, const float (&out)[64], TileSoftmax& softmax, int head,
+                                      int row) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = softmax.sum[r];
@@ -137,11 +141,14 @@ __device__ __forceinline__ void Store(const PrefillSm90Args& p, const float (&ou
     const int query = row + r * 8;
     if (query >= p.queries) continue;
     const float scale = sum > 0 ? 1.f / sum : 0.f;
-    bf16* to = static_cast<bf16*>(p.out.data) + query * p.out.token_stride + head * p.out.head_stride + threadIdx.x % 4 * 2;
+    bf16* to =
+        static_cast<bf16*>(p.out.data) + query * p.out.token_stride + head * p.out.head_stride + threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < 16; ++j) *reinterpret_cast<uint32_t*>(to + j * 8) = PackBF16(out[4 * j + 2 * r] * scale, out[4 * j + 2 * r + 1] * scale);
+    for (int j = 0; j < 16; ++j)
+      *reinterpret_cast<uint32_t*>(to + j * 8) = PackBF16(out[4 * j + 2 * r] * scale, out[4 * j + 2 * r + 1] * scale);
     if (threadIdx.x % 4 == 0 && p.lse != nullptr) {
-      p.lse[query * p.lse_stride + head] = sum > 0 ? (softmax.largest[r] + log2f(sum)) * 0.6931471805599453f : -INFINITY;
+      p.lse[query * p.lse_stride + head] =
+          sum > 0 ? (softmax.largest[r] + log2f(sum)) * 0.6931471805599453f : -INFINITY;
     }
   }
 }
@@ -190,8 +197,9 @@ __device__ void RunAttention(const PrefillSm90Args& p, PrefillShared& s, int hea
 #endif
 
 __global__ void __launch_bounds__(384, 1)
-    PrefillSm90Kernel(const __grid_constant__ PrefillSm90Args p, const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
-                      const __grid_constant__ CUtensorMap rope, const __grid_constant__ CUtensorMap v) {
+    PrefillSm90Kernel(const __grid_constant__ PrefillSm90Args p, const __grid_constant__ CUtensorMap q,
+                      const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap rope,
+                      const __grid_constant__ CUtensorMap v) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char memory[];
   PrefillShared& s = *reinterpret_cast<PrefillShared*>(memory + (1024 - SharedAddress(memory) % 1024) % 1024);
@@ -220,29 +228,42 @@ __global__ void __launch_bounds__(384, 1)
 }
 
 bool HeadsFit(const HeadsView& h, int64_t dim) {
-  return h.dtype == DType::kBF16 && h.dim == dim && IsAligned(h.data, 16) && h.token_stride % 8 == 0 && h.head_stride % 8 == 0;
+  return h.dtype == DType::kBF16 && h.dim == dim && IsAligned(h.data, 16) && h.token_stride % 8 == 0 &&
+         h.head_stride % 8 == 0;
 }
 
 CUtensorMap HeadsMap(const HeadsView& h) {
-  return MakeTensorMap({h.data, DType::kBF16, h.tokens, (h.heads - 1) * h.head_stride + h.dim, std::max(h.token_stride, h.dim) * 2, 128, 64});
+  return MakeTensorMap({h.data, DType::kBF16, h.tokens, (h.heads - 1) * h.head_stride + h.dim,
+                        std::max(h.token_stride, h.dim) * 2, 128, 64});
 }
 
 }  // namespace
 
 bool LaunchPrefillSm90(const PrefillAttentionParams& p, cudaStream_t stream) {
-  const bool shape = CurrentCard().hopper && HeadsFit(p.q, kQk) && HeadsFit(p.k_nope, kNope) && HeadsFit(p.v, kV) && HeadsFit(p.out, kV) &&
-                     p.k_rope.dtype == DType::kBF16 && p.k_rope.cols() == kRope && IsAligned(p.k_rope.data, 16) &&
-                     p.k_rope.row_stride % 8 == 0 && p.k_nope.tokens > 0;
+  const bool shape = CurrentCard().hopper && HeadsFit(p.q, kQk) && HeadsFit(p.k_nope, kNope) && HeadsFit(p.v, kV) &&
+                     HeadsFit(p.out, kV) && p.k_rope.dtype == DType::kBF16 && p.k_rope.cols() == kRope &&
+                     IsAligned(p.k_rope.data, 16) && p.k_rope.row_stride % 8 == 0 && p.k_nope.tokens > 0;
   if (!shape) return false;
   const int tiles = static_cast<int>(CeilDiv(p.q.tokens, kTileQ));
-  const PrefillSm90Args args{p.out, p.q.head_stride, p.k_nope.head_stride, p.v.head_stride, static_cast<int>(p.q.tokens),
-                             static_cast<int>(p.k_nope.tokens), static_cast<int>(p.query_position), static_cast<int>(p.key_begin), tiles,
-                             {p.shard.size, p.shard.rank, p.shard.block_size}, p.scale, p.lse.f32(), p.lse.row_stride};
+  const PrefillSm90Args args{p.out,
+                             p.q.head_stride,
+                             p.k_nope.head_stride,
+                             p.v.head_stride,
+                             static_cast<int>(p.q.tokens),
+                             static_cast<int>(p.k_nope.tokens),
+                             static_cast<int>(p.query_position),
+                             static_cast<int>(p.key_begin),
+                             tiles,
+                             {p.shard.size, p.shard.rank, p.shard.block_size},
+                             p.scale,
+                             p.lse.f32(),
+                             p.lse.row_stride};
   HeadsView rope{p.k_rope.data, DType::kBF16, p.k_rope.rows(), 1, kRope, p.k_rope.row_stride, kRope};
   constexpr int kSharedBytes = sizeof(PrefillShared) + 1024;
-  Check(cudaFuncSetAttribute(PrefillSm90Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "PrefillSm90");
-  PrefillSm90Kernel<<<static_cast<unsigned>(tiles * p.q.heads), 384, kSharedBytes, stream>>>(args, HeadsMap(p.q), HeadsMap(p.k_nope), HeadsMap(rope),
-                                                                                          HeadsMap(p.v));
+  Check(cudaFuncSetAttribute(PrefillSm90Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+        "PrefillSm90");
+  PrefillSm90Kernel<<<static_cast<unsigned>(tiles * p.q.heads), 384, kSharedBytes, stream>>>(
+      args, HeadsMap(p.q), HeadsMap(p.k_nope), HeadsMap(rope), HeadsMap(p.v));
   CheckLaunch("PrefillSm90");
   return true;
 }

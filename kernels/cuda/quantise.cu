@@ -1,8 +1,7 @@
 // Rows of activations to e4m3 with one scale per token and 128 numbers (DeepSeek-V3 report, section 3.3).
-#include "kernels/cuda/quantise.h"
-
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
+#include "kernels/cuda/quantise.h"
 
 namespace latentmesh::cuda {
 namespace {
@@ -26,7 +25,8 @@ __global__ void QuantiseKernel(const bf16* x, int64_t x_stride, int64_t rows, in
 #pragma unroll
   for (int j = 0; j < kNumbers; ++j) largest = fmaxf(largest, fabsf(v[j]));
 #pragma unroll
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
   if (!inside) return;
   const float forward = largest > 0 ? 448.f / largest : 0.f;
   Pack<f8, kNumbers> codes;
@@ -46,10 +46,12 @@ int64_t MostQuantisedRows(int64_t cols, const Workspace& workspace) {
 QuantisedRows PlanQuantisedRows(int64_t rows, int64_t cols, const Workspace& workspace) {
   const int64_t groups = CeilDiv(cols, kQuantGroup), padded = CeilDiv(rows, 128) * 128;
   const int64_t code_bytes = padded * groups * kQuantGroup;
-  return {reinterpret_cast<uint8_t*>(workspace.data), reinterpret_cast<float*>(workspace.data + code_bytes), groups * kQuantGroup, padded};
+  return {reinterpret_cast<uint8_t*>(workspace.data), reinterpret_cast<float*>(workspace.data + code_bytes),
+          groups * kQuantGroup, padded};
 }
 
-void LaunchQuantise(const void* x, int64_t x_stride, int64_t rows, int64_t cols, const QuantisedRows& to, cudaStream_t stream) {
+void LaunchQuantise(const void* x, int64_t x_stride, int64_t rows, int64_t cols, const QuantisedRows& to,
+                    cudaStream_t stream) {
   const int64_t groups = to.row_bytes / kQuantGroup;
   QuantiseKernel<<<static_cast<unsigned>(CeilDiv(rows * groups, kThreads / kLanes)), kThreads, 0, stream>>>(
       static_cast<const bf16*>(x), x_stride, rows, static_cast<int>(cols), to);

@@ -61,9 +61,11 @@ template <typename A, typename R, typename B, int V>
 void LaunchNorm(const NormArgs<A, R, B>& args, int64_t rows, cudaStream_t stream) {
   const int threads = static_cast<int>(std::min<int64_t>(1024, CeilDiv(CeilDiv(args.cols, V), 32) * 32));
   const int shared = args.cols * static_cast<int>(sizeof(float));
-  LM_CHECK_MSG(shared <= CurrentCard().max_shared_bytes, "RmsNorm rows of " + std::to_string(args.cols) + " do not fit");
+  LM_CHECK_MSG(shared <= CurrentCard().max_shared_bytes,
+               "RmsNorm rows of " + std::to_string(args.cols) + " do not fit");
   if (shared > 40 * 1024) {
-    Check(cudaFuncSetAttribute(RmsNormKernel<A, R, B, V>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "RmsNorm");
+    Check(cudaFuncSetAttribute(RmsNormKernel<A, R, B, V>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+          "RmsNorm");
   }
   RmsNormKernel<A, R, B, V><<<static_cast<unsigned>(rows), threads, shared, stream>>>(args);
 }
@@ -78,8 +80,9 @@ void LaunchRmsNorm(const RmsNormParams& p, cudaStream_t stream) {
         using A = typename decltype(a)::type;
         using R = typename decltype(r)::type;
         using B = typename decltype(b)::type;
-        NormArgs<A, R, B> args{p.x.as<A>(), p.x.row_stride, p.residual.as<R>(), p.residual.row_stride,
-                               p.weight.f32(), p.eps, p.out.as<B>(), p.out.row_stride, static_cast<int>(p.x.cols())};
+        NormArgs<A, R, B> args{p.x.as<A>(),           p.x.row_stride,   p.residual.as<R>(),
+                               p.residual.row_stride, p.weight.f32(),   p.eps,
+                               p.out.as<B>(),         p.out.row_stride, static_cast<int>(p.x.cols())};
         constexpr int kV = 4;
         const bool wide = p.x.cols() % kV == 0 && RowsAligned(p.x, kV) && RowsAligned(p.out, kV) &&
                           (!has_residual || RowsAligned(p.residual, kV));

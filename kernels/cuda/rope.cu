@@ -47,13 +47,15 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(RopeArgs p) {
 void LaunchRope(const RopeParams& p, cudaStream_t stream) {
   DispatchActivation(p.x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const RopeArgs args{p.x.data, p.x.token_stride, p.x.head_stride, static_cast<int>(p.x.heads), static_cast<int>(p.x.dim / 2),
-                        p.positions, p.cos_sin.f32(), p.cos_sin.row_stride};
+    const RopeArgs args{
+        p.x.data,    p.x.token_stride, p.x.head_stride,     static_cast<int>(p.x.heads), static_cast<int>(p.x.dim / 2),
+        p.positions, p.cos_sin.f32(),  p.cos_sin.row_stride};
     constexpr int kPairs = 4;
-    const bool wide = args.half % kPairs == 0 && IsAligned(p.x.data, kPairs * sizeof(T)) && p.x.token_stride % kPairs == 0 &&
-                      p.x.head_stride % kPairs == 0;
+    const bool wide = args.half % kPairs == 0 && IsAligned(p.x.data, kPairs * sizeof(T)) &&
+                      p.x.token_stride % kPairs == 0 && p.x.head_stride % kPairs == 0;
     const int64_t work = p.x.heads * (wide ? args.half / kPairs : args.half);
-    const dim3 grid(static_cast<unsigned>(p.x.tokens), static_cast<unsigned>(std::min<int64_t>(CeilDiv(work, kThreads), 64)));
+    const dim3 grid(static_cast<unsigned>(p.x.tokens),
+                    static_cast<unsigned>(std::min<int64_t>(CeilDiv(work, kThreads), 64)));
     auto launch = [&](auto kernel) { kernel<<<grid, kThreads, 0, stream>>>(args); };
     if (p.interleaved) {
       wide ? launch(RopeKernel<T, kPairs, true>) : launch(RopeKernel<T, 1, true>);

@@ -1,5 +1,5 @@
-// Expert choice: one warp a token, scores in shared memory and as ordered integers in registers, the k best one after the
-// other with the warp's reduction instruction.
+// Expert choice: one warp a token, scores in shared memory and as ordered integers in registers, the k best one after
+// the other with the warp's reduction instruction.
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"
@@ -7,7 +7,7 @@
 namespace latentmesh::cuda {
 namespace {
 
-constexpr int kWarps = 4;  // tokens a block
+constexpr int kWarps = 2;  // tokens a block
 
 struct RouteArgs {
   const float* logits;
@@ -38,21 +38,23 @@ __device__ __forceinline__ uint32_t WarpMin(uint32_t v) { return __reduce_min_sy
 // experts meet in different banks.
 __device__ __forceinline__ int At(int expert) { return expert + expert / 32; }
 
-__device__ void Scores(const RouteArgs& p, const float* logits, float* scores) {
-  const int lane = threadIdx.x % 32;
+// Scores of expert lane + 32 i, for every i.
+template <int kEach>
+__device__ __forceinline__ void Scores(const RouteArgs& p, float (&scores)[kEach]) {
   if (p.scoring == ScoringFunc::kSigmoid) {
-    for (int e = lane; e < p.experts; e += 32) scores[At(e)] = 1.f / (1.f + expf(-logits[e]));
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) scores[i] = 1.f / (1.f + expf(-scores[i]));
     return;
   }
   float largest = -INFINITY, sum = 0;
-  for (int e = lane; e < p.experts; e += 32) largest = fmaxf(largest, logits[e]);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) largest = fmaxf(largest, scores[i]);
   largest = WarpReduce<MaxOp>(largest);
-  for (int e = lane; e < p.experts; e += 32) {
-    scores[At(e)] = expf(logits[e] - largest);
-    sum += scores[At(e)];
-  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) sum += scores[i] = expf(scores[i] - largest);
   sum = WarpReduce<SumOp>(sum);
-  for (int e = lane; e < p.experts; e += 32) scores[At(e)] = scores[At(e)] / sum;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) scores[i] = scores[i] / sum;
 }
 
 // The groups that are kept, as bits. Some lanes share a group: each finds its two best, then they compare.
@@ -68,16 +70,19 @@ __device__ uint64_t KeptGroups(const RouteArgs& p, const float* selection, float
       first = fmaxf(first, s);
     }
     for (int offset = 1; offset < sharing; offset *= 2) {
-      const float other_first = __shfl_xor_sync(0xffffffffu, first, offset), other_second = __shfl_xor_sync(0xffffffffu, second, offset);
+      const float other_first = __shfl_xor_sync(0xffffffffu, first, offset),
+                  other_second = __shfl_xor_sync(0xffffffffu, second, offset);
       second = fmaxf(fminf(first, other_first), fmaxf(second, other_second));
       first = fmaxf(first, other_first);
     }
-    if (lane % sharing == 0 && g < p.n_group) groups[g] = p.method == TopkMethod::kNoAuxTc && size > 1 ? first + second : first;
+    if (lane % sharing == 0 && g < p.n_group)
+      groups[g] = p.method == TopkMethod::kNoAuxTc && size > 1 ? first + second : first;
   }
   __syncwarp();
   uint32_t mine[2];  // groups lane and lane + 32
 #pragma unroll
-  for (int i = 0; i < 2; ++i) mine[i] = lane + i * 32 < p.n_group ? Ordered(groups[lane + i * 32]) + 1 : 0;  // 0: taken or none
+  for (int i = 0; i < 2; ++i)
+    mine[i] = lane + i * 32 < p.n_group ? Ordered(groups[lane + i * 32]) + 1 : 0;  // 0: taken or none
   uint64_t kept = 0;
   for (int i = 0; i < p.topk_group; ++i) {
     const uint32_t best = WarpMax(max(mine[0], mine[1]));
@@ -98,24 +103,31 @@ __global__ void __launch_bounds__(kWarps * 32) RouteKernel(RouteArgs p) {
   const int padded = At(p.experts) + 1;
   float* scores = shared + warp * (2 * padded + p.n_group);
   float* selection = scores + padded;
-  Scores(p, p.logits + token * p.stride, scores);
-  uint64_t kept = ~uint64_t{0};
-  if (p.method != TopkMethod::kGreedy) {
-    for (int e = lane; e < p.experts; e += 32) selection[At(e)] = scores[At(e)] + (p.bias == nullptr ? 0.f : p.bias[e]);
-    __syncwarp();
-    kept = KeptGroups(p, selection, selection + padded);
+  const float* logits = p.logits + token * p.stride;
+  float score[kEach], biased[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane + i * 32;
+    score[i] = e < p.experts ? logits[e] : -INFINITY;
+    biased[i] = e < p.experts && p.bias != nullptr ? p.bias[e] : 0.f;
   }
+  Scores<kEach>(p, score);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane + i * 32;
+    biased[i] += score[i];
+    if (e < p.experts) scores[At(e)] = score[i], selection[At(e)] = biased[i];
+  }
+  __syncwarp();
+  const uint64_t kept = p.method == TopkMethod::kGreedy ? ~uint64_t{0} : KeptGroups(p, selection, selection + padded);
   const int size = p.experts / p.n_group;
   uint32_t keys[kEach];  // 0: taken; 1: masked, or a NaN
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int e = lane + i * 32;
-    keys[i] = 0;
-    if (e >= p.experts) continue;
     const bool inside = p.method == TopkMethod::kGreedy || (kept >> (e / size) & 1);
-    keys[i] = inside ? max(Ordered(scores[At(e)] + (p.bias == nullptr ? 0.f : p.bias[e])), 1u) : 1u;
+    keys[i] = e >= p.experts ? 0 : inside ? max(Ordered(biased[i]), 1u) : 1u;
   }
-  __syncwarp();
   float sum = 0, mine = 0;
   int my_id = 0;
   for (int k = 0; k < p.top_k; ++k) {
@@ -147,13 +159,30 @@ void LaunchRoute(const RouterParams& p, cudaStream_t stream) {
   const int groups = p.method == TopkMethod::kGreedy ? 1 : p.n_group;
   LM_CHECK_MSG(p.top_k >= 1 && p.top_k <= 32 && p.top_k <= experts, "top_k " + std::to_string(p.top_k));
   LM_CHECK_MSG(groups >= 1 && groups <= 64 && experts % groups == 0, "expert groups " + std::to_string(groups));
-  LM_CHECK_MSG(p.method == TopkMethod::kGreedy || (p.topk_group <= groups && experts / groups * p.topk_group >= p.top_k),
-               "kept groups hold fewer experts than top_k");
-  const RouteArgs args{p.logits.f32(), p.logits.row_stride, p.bias.f32(), p.logits.rows(), experts, p.scoring, p.method, groups,
-                       p.topk_group, p.top_k, p.norm_topk_prob, p.routed_scaling_factor, p.ids, p.weights};
-  const int padded = experts + experts / 32 + 1, shared = kWarps * (2 * padded + groups) * static_cast<int>(sizeof(float));
+  LM_CHECK_MSG(
+      p.method == TopkMethod::kGreedy || (p.topk_group <= groups && experts / groups * p.topk_group >= p.top_k),
+      "kept groups hold fewer experts than top_k");
+  const RouteArgs args{p.logits.f32(),
+                       p.logits.row_stride,
+                       p.bias.f32(),
+                       p.logits.rows(),
+                       experts,
+                       p.scoring,
+                       p.method,
+                       groups,
+                       p.topk_group,
+                       p.top_k,
+                       p.norm_topk_prob,
+                       p.routed_scaling_factor,
+                       p.ids,
+                       p.weights};
+  const int padded = experts + experts / 32 + 1,
+            shared = kWarps * (2 * padded + groups) * static_cast<int>(sizeof(float));
   LM_CHECK_MSG(shared <= 48 * 1024 && experts <= 1024, "router over " + std::to_string(experts) + " experts");
-  const auto kernel = experts <= 64 ? RouteKernel<2> : experts <= 256 ? RouteKernel<8> : experts <= 512 ? RouteKernel<16> : RouteKernel<32>;
+  const auto kernel = experts <= 64    ? RouteKernel<2>
+                      : experts <= 256 ? RouteKernel<8>
+                      : experts <= 512 ? RouteKernel<16>
+                                       : RouteKernel<32>;
   kernel<<<static_cast<unsigned>(CeilDiv(args.tokens, kWarps)), kWarps * 32, shared, stream>>>(args);
   CheckLaunch("Route");
 }

@@ -10,8 +10,8 @@ constexpr int kThreads = 256;
 
 // Rows are moved as bytes in units U; strides and lengths are counted in units.
 template <typename U>
-__global__ void GatherRowsKernel(const U* x, int64_t x_stride, const int32_t* index, int32_t divisor, int64_t units, U* out,
-                                 int64_t out_stride) {
+__global__ void GatherRowsKernel(const U* x, int64_t x_stride, const int32_t* index, int32_t divisor, int64_t units,
+                                 U* out, int64_t out_stride) {
   const int64_t row = blockIdx.x;
   const int32_t from = index[row];
   U* to = out + row * out_stride;
@@ -39,8 +39,9 @@ void LaunchGather(const GatherRowsParams& p, cudaStream_t stream) {
   const int64_t size = static_cast<int64_t>(DTypeSize(p.x.dtype)), unit = sizeof(U);
   const int64_t units = p.x.cols() * size / unit;
   const int threads = static_cast<int>(std::min<int64_t>(kThreads, CeilDiv(units, 32) * 32));
-  GatherRowsKernel<U><<<static_cast<unsigned>(p.count), threads, 0, stream>>>(
-      p.x.as<U>(), p.x.row_stride * size / unit, p.index, p.divisor, units, p.out.as<U>(), p.out.row_stride * size / unit);
+  GatherRowsKernel<U><<<static_cast<unsigned>(p.count), threads, 0, stream>>>(p.x.as<U>(), p.x.row_stride * size / unit,
+                                                                              p.index, p.divisor, units, p.out.as<U>(),
+                                                                              p.out.row_stride * size / unit);
 }
 
 bool RowsInUnits(const TensorView& t, int64_t unit) {
@@ -49,8 +50,8 @@ bool RowsInUnits(const TensorView& t, int64_t unit) {
 }
 
 template <typename A, typename B, int V>
-__global__ void CombineRowsKernel(const A* x, int64_t x_stride, const int32_t* index, const float* weights, int k, int64_t cols,
-                                  B* out, int64_t out_stride, bool accumulate) {
+__global__ void CombineRowsKernel(const A* x, int64_t x_stride, const int32_t* index, const float* weights, int k,
+                                  int64_t cols, B* out, int64_t out_stride, bool accumulate) {
   const int64_t t = blockIdx.y;
   const int64_t col = (blockIdx.x * int64_t{kThreads} + threadIdx.x) * V;
   if (col >= cols) return;
@@ -81,17 +82,19 @@ void LaunchCombine(const CombineRowsParams& p, cudaStream_t stream) {
   constexpr int64_t kMaxGridY = 32768;
   const int64_t tokens = p.out.rows(), cols = p.out.cols();
   for (int64_t begin = 0; begin < tokens; begin += kMaxGridY) {
-    const dim3 grid(static_cast<unsigned>(CeilDiv(cols, kThreads * V)), static_cast<unsigned>(std::min(kMaxGridY, tokens - begin)));
-    CombineRowsKernel<A, B, V><<<grid, kThreads, 0, stream>>>(p.x.as<A>(), p.x.row_stride, p.index + begin * p.k,
-                                                              p.weights + begin * p.k, p.k, cols,
-                                                              p.out.as<B>() + begin * p.out.row_stride, p.out.row_stride, p.accumulate);
+    const dim3 grid(static_cast<unsigned>(CeilDiv(cols, kThreads * V)),
+                    static_cast<unsigned>(std::min(kMaxGridY, tokens - begin)));
+    CombineRowsKernel<A, B, V><<<grid, kThreads, 0, stream>>>(
+        p.x.as<A>(), p.x.row_stride, p.index + begin * p.k, p.weights + begin * p.k, p.k, cols,
+        p.out.as<B>() + begin * p.out.row_stride, p.out.row_stride, p.accumulate);
   }
 }
 
 __global__ void CopyBlocksKernel(uint32_t* cache, int64_t words, const int32_t* pairs) {
   const uint32_t* from = cache + pairs[2 * blockIdx.y] * words;
   uint32_t* to = cache + pairs[2 * blockIdx.y + 1] * words;
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < words; i += gridDim.x * int64_t{kThreads}) to[i] = from[i];
+  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < words; i += gridDim.x * int64_t{kThreads})
+    to[i] = from[i];
 }
 
 }  // namespace
@@ -129,7 +132,8 @@ void LaunchCombineRows(const CombineRowsParams& p, cudaStream_t stream) {
 void LaunchCopyBlocks(const CopyBlocksParams& p, cudaStream_t stream) {
   const int64_t bytes = p.cache.record_bytes() * p.cache.block_size;
   LM_CHECK_MSG(bytes % 4 == 0, "cache blocks of " + std::to_string(bytes) + " bytes");
-  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(16, CeilDiv(bytes / 4, kThreads))), static_cast<unsigned>(p.count));
+  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(16, CeilDiv(bytes / 4, kThreads))),
+                  static_cast<unsigned>(p.count));
   CopyBlocksKernel<<<grid, kThreads, 0, stream>>>(static_cast<uint32_t*>(p.cache.data), bytes / 4, p.pairs);
   CheckLaunch("CopyBlocks");
 }

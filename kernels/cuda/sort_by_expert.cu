@@ -1,9 +1,8 @@
 // Stable counting sort by expert.
 //
-// Few slots (decode): one launch without scratch memory. Block e reads all ids, counts those of smaller experts to learn
-// where its rows begin, and writes its own slots in order.
-// Many slots (prefill): chunks of 512 are counted, then every chunk sums the counts before it and ranks its slots. Counts
-// lie in the workspace.
+// Few slots (decode): one launch without scratch memory. Block e reads all ids, counts those of smaller experts to
+// learn where its rows begin, and writes its own slots in order. Many slots (prefill): chunks of 512 are counted, then
+// every chunk sums the counts before it and ranks its slots. Counts lie in the workspace.
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"

@@ -24,9 +24,7 @@ struct DeviceWeight {
     if constexpr (sizeof(W) != 1) return 1.f;
     return scales[(row + row_offset) / block_rows * scale_cols + (col + col_offset) / block_cols];
   }
-  __device__ float Get(int row, int col, int64_t ld) const {
-    return ToFloat(data[row * ld + col]) * Scale(row, col);
-  }
+  __device__ float Get(int row, int col, int64_t ld) const { return ToFloat(data[row * ld + col]) * Scale(row, col); }
 };
 
 template <typename W>
@@ -34,8 +32,15 @@ DeviceWeight<W> MakeDeviceWeight(const MatmulWeight& w) {
   const WeightView& v = w.view;
   LM_CHECK_MSG(v.data == nullptr || sizeof(W) != 1 || (v.scales != nullptr && v.block_rows > 0 && v.block_cols > 0),
                "FP8 weights need block scales");
-  return {static_cast<const W*>(v.data), v.scales, w.data_stride, w.scale_stride, v.scale_cols,
-          v.block_rows, v.block_cols, v.row_offset, v.col_offset};
+  return {static_cast<const W*>(v.data),
+          v.scales,
+          w.data_stride,
+          w.scale_stride,
+          v.scale_cols,
+          v.block_rows,
+          v.block_cols,
+          v.row_offset,
+          v.col_offset};
 }
 
 }  // namespace latentmesh::cuda

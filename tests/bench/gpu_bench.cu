@@ -1,12 +1,11 @@
 // Benchmark of the CUDA operations: lm_gpu_bench [profile] [attention] [matmul] [rows]
-#include "tests/bench/gpu_bench.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 
 #include "kernels/cuda/device_math.cuh"
+#include "tests/bench/gpu_bench.h"
 
 namespace latentmesh::bench {
 namespace {
@@ -21,8 +20,10 @@ __device__ uint32_t Hash(uint32_t x) {
 
 // Sum of four uniform numbers, unit variance: near enough to normal for rounding and softmax.
 __device__ float NormalAt(uint32_t seed, uint64_t i) {
-  const uint32_t a = Hash(seed * 0x9e3779b9u + static_cast<uint32_t>(i) + static_cast<uint32_t>(i >> 32) * 0x85ebca6bu), b = Hash(a + 0x68bc21ebu);
-  const float sum = static_cast<float>(a & 0xffff) + static_cast<float>(a >> 16) + static_cast<float>(b & 0xffff) + static_cast<float>(b >> 16);
+  const uint32_t a = Hash(seed * 0x9e3779b9u + static_cast<uint32_t>(i) + static_cast<uint32_t>(i >> 32) * 0x85ebca6bu),
+                 b = Hash(a + 0x68bc21ebu);
+  const float sum = static_cast<float>(a & 0xffff) + static_cast<float>(a >> 16) + static_cast<float>(b & 0xffff) +
+                    static_cast<float>(b >> 16);
   return (sum / 65536.f - 2.f) * 1.7320508f;
 }
 
@@ -110,8 +111,8 @@ double Bench::Difference(const TensorView& a, const TensorView& b) {
   device_->Fill(sums.data(), 0, 16, *stream_);
   cuda::DispatchActivation(a.dtype, [&](auto at) {
     cuda::DispatchActivation(b.dtype, [&](auto bt) {
-      SumDifference<<<256, 256, 0, native()>>>(a.as<typename decltype(at)::type>(), b.as<typename decltype(bt)::type>(), a.size(),
-                                               static_cast<double*>(sums.data()));
+      SumDifference<<<256, 256, 0, native()>>>(a.as<typename decltype(at)::type>(), b.as<typename decltype(bt)::type>(),
+                                               a.size(), static_cast<double*>(sums.data()));
     });
   });
   double host[2] = {};
@@ -153,12 +154,16 @@ void Bench::MeasureCeilings() {
   const size_t bytes = size_t{2} << 30;
   Buffer from(device_.get(), bytes), to(device_.get(), bytes);
   const double copy = Time([&](int) { device_->CopyOnDevice(to.data(), from.data(), bytes, *stream_); }, 3);
-  const double kernel = Time([&](int) {
-    CopyKernel<<<CurrentBlocks(), 512, 0, native()>>>(static_cast<const uint4*>(from.data()), static_cast<uint4*>(to.data()), bytes / 16);
-  }, 3);
+  const double kernel = Time(
+      [&](int) {
+        CopyKernel<<<CurrentBlocks(), 512, 0, native()>>>(static_cast<const uint4*>(from.data()),
+                                                          static_cast<uint4*>(to.data()), bytes / 16);
+      },
+      3);
   copy_tbytes_ = 2.0 * bytes / std::min(copy, kernel) * 1e-6;
   const int n = 8192;
-  Tensor a = Random(DType::kBF16, {n, n}, 1), b = Random(DType::kBF16, {n, n}, 1), c(device_.get(), DType::kBF16, {n, n});
+  Tensor a = Random(DType::kBF16, {n, n}, 1), b = Random(DType::kBF16, {n, n}, 1),
+         c(device_.get(), DType::kBF16, {n, n});
   WeightView w;
   w.dtype = DType::kBF16;
   w.data = b.view.data;
@@ -172,15 +177,16 @@ void Bench::Report(const std::string& name, double microseconds, double flops, d
   Row row{name, microseconds, flops / microseconds * 1e-6, bytes / microseconds * 1e-6, 0, error};
   row.fraction = std::max(row.tflops / (bf16_tflops_ * (fp8 ? 2 : 1)), row.tbytes / copy_tbytes_);
   rows_.push_back(row);
-  std::printf("%-58s %9.1f us %7.1f TFLOP/s %6.2f TB/s %5.1f %%  error %.1e\n", name.c_str(), microseconds, row.tflops, row.tbytes,
-              row.fraction * 100, error);
+  std::printf("%-58s %9.1f us %7.1f TFLOP/s %6.2f TB/s %5.1f %%  error %.1e\n", name.c_str(), microseconds, row.tflops,
+              row.tbytes, row.fraction * 100, error);
   std::fflush(stdout);
 }
 
 void Bench::PrintTable() const {
   std::printf("\n| kernel | us | TFLOP/s | TB/s | of this run's ceiling | error |\n|---|---|---|---|---|---|\n");
   for (const Row& r : rows_) {
-    std::printf("| %s | %.1f | %.0f | %.2f | %.0f %% | %.1e |\n", r.name.c_str(), r.microseconds, r.tflops, r.tbytes, r.fraction * 100, r.error);
+    std::printf("| %s | %.1f | %.0f | %.2f | %.0f %% | %.1e |\n", r.name.c_str(), r.microseconds, r.tflops, r.tbytes,
+                r.fraction * 100, r.error);
   }
 }
 

@@ -1,7 +1,7 @@
 // Shared parts of the GPU benchmark: random device data, timing by graph replay, the table.
 //
-// Every row says what it took, what that is in TFLOP/s or TB/s, and the fraction of what this card did in the same run: the
-// copy bandwidth or the bf16 matrix rate (twice that for FP8). Outputs are compared with the plain kernels.
+// Every row says what it took, what that is in TFLOP/s or TB/s, and the fraction of what this card did in the same run:
+// the copy bandwidth or the bf16 matrix rate (twice that for FP8). Outputs are compared with the plain kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,10 +18,10 @@ namespace latentmesh::bench {
 struct Row {
   std::string name;
   double microseconds = 0;
-  double tflops = 0;      // the larger fraction of the two counts
+  double tflops = 0;  // the larger fraction of the two counts
   double tbytes = 0;
   double fraction = 0;
-  double error = 0;       // relative, against the plain kernel; -1: not compared
+  double error = 0;  // relative, against the plain kernel; -1: not compared
 };
 
 class Bench {

@@ -26,8 +26,9 @@ void FillCache(Bench& bench, const CacheView& cache) {
     std::vector<int64_t> slot(std::min(chunk, slots - begin));
     std::iota(slot.begin(), slot.end(), begin);
     Tensor at = bench.Longs(slot);
-    bench.ops().LatentWrite({kv.view.Rows(0, static_cast<int64_t>(slot.size())), weight.view, 1e-6f, positions.view.i32(), angles.view, true,
-                             at.view.as<int64_t>(), cache}, bench.stream());
+    bench.ops().LatentWrite({kv.view.Rows(0, static_cast<int64_t>(slot.size())), weight.view, 1e-6f,
+                             positions.view.i32(), angles.view, true, at.view.as<int64_t>(), cache},
+                            bench.stream());
     bench.stream().Synchronize();
   }
 }
@@ -48,7 +49,8 @@ void Decode(Bench& bench, const DecodeCase& c) {
   for (int s = 0; s <= c.sequences; ++s) start[s] = s * c.queries;
   Tensor block_table = bench.Ints(table), query_start = bench.Ints(start), kv_len = bench.Ints(length);
   Tensor q = bench.Random(DType::kBF16, {tokens, c.heads * (kLatent + kRope)}, 1);
-  Tensor out = bench.Poisoned(DType::kBF16, {tokens, c.heads * kLatent}), plain = bench.Poisoned(DType::kBF16, {tokens, c.heads * kLatent});
+  Tensor out = bench.Poisoned(DType::kBF16, {tokens, c.heads * kLatent}),
+         plain = bench.Poisoned(DType::kBF16, {tokens, c.heads * kLatent});
   PagedBatch batch;
   batch.sequences = c.sequences;
   batch.max_queries = c.queries;
@@ -58,10 +60,17 @@ void Decode(Bench& bench, const DecodeCase& c) {
   batch.block_table = block_table.view.i32();
   batch.table_stride = pages;
   const HeadsView heads = AsHeads(q.view, c.heads, kLatent + kRope);
-  MlaAttentionParams p{heads.Dims(0, kLatent), heads.Dims(kLatent, kRope), cache, batch, 0.0417f, AsHeads(out.view, c.heads, kLatent), {}};
+  MlaAttentionParams p{heads.Dims(0, kLatent),
+                       heads.Dims(kLatent, kRope),
+                       cache,
+                       batch,
+                       0.0417f,
+                       AsHeads(out.view, c.heads, kLatent),
+                       {}};
   const double time = bench.Time([&](int) { bench.ops().MlaAttention(p, bench.stream()); }, 4);
   double error = -1;
-  if (!bench.profiling() && double(c.sequences) * c.context * c.heads < 3e7) {  // the plain kernel takes a hundred times as long
+  if (!bench.profiling() &&
+      double(c.sequences) * c.context * c.heads < 3e7) {  // the plain kernel takes a hundred times as long
     p.out = AsHeads(plain.view, c.heads, kLatent);
     cuda::LaunchMlaAttention(p, bench.workspace(), bench.native());
     error = bench.Difference(out.view, plain.view);
@@ -69,20 +78,30 @@ void Decode(Bench& bench, const DecodeCase& c) {
   const double pairs = static_cast<double>(tokens) * c.heads * c.context;
   const double bytes = static_cast<double>(c.sequences) * c.context * static_cast<double>(cache.record_bytes()) +
                        static_cast<double>(tokens) * c.heads * (2 * kLatent + kRope) * 2;
-  bench.Report("MLA decode " + std::string(CacheFormatName(c.format)) + ", " + std::to_string(c.heads) + " heads, " + std::to_string(c.sequences) + " x " +
-                   std::to_string(c.context) + ", " + std::to_string(c.queries) + " queries",
+  bench.Report("MLA decode " + std::string(CacheFormatName(c.format)) + ", " + std::to_string(c.heads) + " heads, " +
+                   std::to_string(c.sequences) + " x " + std::to_string(c.context) + ", " + std::to_string(c.queries) +
+                   " queries",
                time, pairs * 2 * (2 * kLatent + kRope), bytes, error);
 }
 
 void Prefill(Bench& bench, int heads, int n) {
   constexpr int kNope = 128, kV = 128;
-  Tensor q = bench.Random(DType::kBF16, {n, heads * (kNope + kRope)}, 1), kv = bench.Random(DType::kBF16, {n, heads * (kNope + kV)}, 1);
+  Tensor q = bench.Random(DType::kBF16, {n, heads * (kNope + kRope)}, 1),
+         kv = bench.Random(DType::kBF16, {n, heads * (kNope + kV)}, 1);
   Tensor rope = bench.Random(DType::kBF16, {n, kRope}, 1);
   Tensor out = bench.Poisoned(DType::kBF16, {n, heads * kV}), plain = bench.Poisoned(DType::kBF16, {n, heads * kV});
   Tensor lse(&bench.device(), DType::kF32, {n, heads});
   const HeadsView both = AsHeads(kv.view, heads, kNope + kV);
-  PrefillAttentionParams p{AsHeads(q.view, heads, kNope + kRope), both.Dims(0, kNope), rope.view, both.Dims(kNope, kV), 0, 0, {}, 0.0722f,
-                           AsHeads(out.view, heads, kV), lse.view};
+  PrefillAttentionParams p{AsHeads(q.view, heads, kNope + kRope),
+                           both.Dims(0, kNope),
+                           rope.view,
+                           both.Dims(kNope, kV),
+                           0,
+                           0,
+                           {},
+                           0.0722f,
+                           AsHeads(out.view, heads, kV),
+                           lse.view};
   const double time = bench.Time([&](int) { bench.ops().PrefillAttention(p, bench.stream()); }, 2);
   double error = -1;
   if (!bench.profiling() && n <= 4096) {  // the plain kernel takes a hundred times as long
@@ -104,8 +123,9 @@ void BenchAttention(Bench& bench) {
     return Prefill(bench, 128, 4096);
   }
   for (CacheFormat format : {CacheFormat::kBF16, CacheFormat::kF8}) {
-    const DecodeCase cases[] = {{128, 128, 4096, 1, format}, {128, 128, 4096, 2, format}, {128, 128, 16384, 1, format}, {16, 128, 1024, 1, format},
-                                {16, 128, 8192, 1, format}, {16, 1, 65536, 1, format}, {16, 1, 131072, 1, format}, {128, 1, 65536, 1, format}};
+    const DecodeCase cases[] = {{128, 128, 4096, 1, format}, {128, 128, 4096, 2, format}, {128, 128, 16384, 1, format},
+                                {16, 128, 1024, 1, format},  {16, 128, 8192, 1, format},  {16, 1, 65536, 1, format},
+                                {16, 1, 131072, 1, format},  {128, 1, 65536, 1, format}};
     for (const DecodeCase& c : cases) Decode(bench, c);
   }
   Prefill(bench, 128, 4096);

@@ -35,7 +35,9 @@ Weights MakeWeights(Bench& bench, DType type, int64_t n, int64_t k, int count) {
 
 int Sets(double bytes) { return static_cast<int>(std::clamp(400e6 / bytes, 1.0, 8.0)); }
 
-std::string Shape(int64_t m, int64_t n, int64_t k) { return std::to_string(m) + " x " + std::to_string(k) + " -> " + std::to_string(n); }
+std::string Shape(int64_t m, int64_t n, int64_t k) {
+  return std::to_string(m) + " x " + std::to_string(k) + " -> " + std::to_string(n);
+}
 
 cuda::Matmul Plain(const TensorView& x, const WeightView& w, const TensorView& out) {
   cuda::Matmul m;
@@ -50,19 +52,24 @@ void Dense(Bench& bench, DType type, int64_t m, int64_t n, int64_t k) {
   const int sets = m > 256 ? 1 : Sets(bytes);
   std::vector<Weights> weights;
   for (int i = 0; i < sets; ++i) weights.push_back(MakeWeights(bench, type, n, k, 1));
-  Tensor x = bench.Random(DType::kBF16, {m, k}, 1), out = bench.Poisoned(DType::kBF16, {m, n}), plain = bench.Poisoned(DType::kF32, {m, n});
-  const double time = bench.Time([&](int i) { bench.ops().Gemm({x.view, weights[i % sets].view.first, {}, out.view, false}, bench.stream()); },
-                                 m > 256 ? 4 : 16);
+  Tensor x = bench.Random(DType::kBF16, {m, k}, 1), out = bench.Poisoned(DType::kBF16, {m, n}),
+         plain = bench.Poisoned(DType::kF32, {m, n});
+  const double time = bench.Time(
+      [&](int i) {
+        bench.ops().Gemm({x.view, weights[i % sets].view.first, {}, out.view, false}, bench.stream());
+      },
+      m > 256 ? 4 : 16);
   if (bench.profiling()) return;
   bench.ops().Gemm({x.view, weights[0].view.first, {}, out.view, false}, bench.stream());
   cuda::LaunchMatmulSimt(Plain(x.view, weights[0].view.first, plain.view), bench.native());
-  bench.Report(std::string("GEMM ") + DTypeName(type) + " " + Shape(m, n, k), time, 2.0 * m * n * k, bytes + 2.0 * m * (n + k),
-               bench.Difference(out.view, plain.view), type == DType::kF8E4M3);
+  bench.Report(std::string("GEMM ") + DTypeName(type) + " " + Shape(m, n, k), time, 2.0 * m * n * k,
+               bytes + 2.0 * m * (n + k), bench.Difference(out.view, plain.view), type == DType::kF8E4M3);
 }
 
 void Grouped(Bench& bench, DType type, int experts, int each, int64_t hidden, int64_t width) {
   const int64_t rows = int64_t{experts} * each;
-  const double size = static_cast<double>(DTypeSize(type)), bytes = static_cast<double>(experts) * hidden * width * size;
+  const double size = static_cast<double>(DTypeSize(type)),
+               bytes = static_cast<double>(experts) * hidden * width * size;
   const int sets = each > 256 ? 1 : std::min(2, Sets(bytes) + 1);
   std::vector<Weights> gate, up, down;
   for (int i = 0; i < sets; ++i) {
@@ -76,10 +83,14 @@ void Grouped(Bench& bench, DType type, int experts, int each, int64_t hidden, in
   Tensor x = bench.Random(DType::kBF16, {rows, hidden}, 1), middle = bench.Poisoned(DType::kBF16, {rows, width});
   Tensor out = bench.Poisoned(DType::kBF16, {rows, hidden}), plain = bench.Poisoned(DType::kF32, {rows, hidden});
   const int calls = each > 256 ? 2 : 8;
-  const std::string label = std::string(DTypeName(type)) + ", " + std::to_string(experts) + " experts x " + std::to_string(each) + " tokens, ";
-  const double gate_time = bench.Time([&](int i) {
-    bench.ops().GroupedGateUp({x.view, offsets.view.i32(), gate[i % sets].view, up[i % sets].view, middle.view}, bench.stream());
-  }, calls);
+  const std::string label = std::string(DTypeName(type)) + ", " + std::to_string(experts) + " experts x " +
+                            std::to_string(each) + " tokens, ";
+  const double gate_time = bench.Time(
+      [&](int i) {
+        bench.ops().GroupedGateUp({x.view, offsets.view.i32(), gate[i % sets].view, up[i % sets].view, middle.view},
+                                  bench.stream());
+      },
+      calls);
   bench.ops().GroupedGateUp({x.view, offsets.view.i32(), gate[0].view, up[0].view, middle.view}, bench.stream());
   double gate_error = -1;
   if (each <= 256) {
@@ -92,11 +103,14 @@ void Grouped(Bench& bench, DType type, int experts, int each, int64_t hidden, in
     cuda::LaunchMatmulSimt(m, bench.native());
     gate_error = bench.Difference(middle.view, reference.view);
   }
-  bench.Report("grouped gate-up " + label + std::to_string(hidden) + " -> 2 x " + std::to_string(width), gate_time, 4.0 * rows * hidden * width,
-               2 * bytes + 2.0 * rows * (hidden + width), gate_error, type == DType::kF8E4M3);
-  const double down_time = bench.Time([&](int i) {
-    bench.ops().GroupedGemm({middle.view, offsets.view.i32(), down[i % sets].view, out.view}, bench.stream());
-  }, calls);
+  bench.Report("grouped gate-up " + label + std::to_string(hidden) + " -> 2 x " + std::to_string(width), gate_time,
+               4.0 * rows * hidden * width, 2 * bytes + 2.0 * rows * (hidden + width), gate_error,
+               type == DType::kF8E4M3);
+  const double down_time = bench.Time(
+      [&](int i) {
+        bench.ops().GroupedGemm({middle.view, offsets.view.i32(), down[i % sets].view, out.view}, bench.stream());
+      },
+      calls);
   bench.ops().GroupedGemm({middle.view, offsets.view.i32(), down[0].view, out.view}, bench.stream());
   double error = -1;
   if (each <= 256) {
@@ -107,8 +121,8 @@ void Grouped(Bench& bench, DType type, int experts, int each, int64_t hidden, in
     cuda::LaunchMatmulSimt(m, bench.native());
     error = bench.Difference(out.view, plain.view);
   }
-  bench.Report("grouped down " + label + std::to_string(width) + " -> " + std::to_string(hidden), down_time, 2.0 * rows * hidden * width,
-               bytes + 2.0 * rows * (hidden + width), error, type == DType::kF8E4M3);
+  bench.Report("grouped down " + label + std::to_string(width) + " -> " + std::to_string(hidden), down_time,
+               2.0 * rows * hidden * width, bytes + 2.0 * rows * (hidden + width), error, type == DType::kF8E4M3);
 }
 
 }  // namespace

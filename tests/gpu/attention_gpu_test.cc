@@ -33,7 +33,8 @@ class AttentionGpuTest : public GpuOpsTest {
     }
     return cache;
   }
-  void WriteRecord(std::vector<float>& record, std::vector<float>& ones, std::vector<int64_t>& slot, const CacheView& view) {
+  void WriteRecord(std::vector<float>& record, std::vector<float>& ones, std::vector<int64_t>& slot,
+                   const CacheView& view) {
     std::vector<float> identity(std::max(view.rope, 2), 0.f);
     std::fill_n(identity.begin(), view.rope / 2, 1.f);
     int32_t position = 0;
@@ -49,8 +50,8 @@ class AttentionGpuTest : public GpuOpsTest {
     reference().LatentWrite(p, cpu_stream());
   }
 
-  Batch MakeBatch(CacheFormat format, int latent, int rope, int block_size, const std::vector<int>& queries, const std::vector<int>& lengths,
-                  ContextShard shard) {
+  Batch MakeBatch(CacheFormat format, int latent, int rope, int block_size, const std::vector<int>& queries,
+                  const std::vector<int>& lengths, ContextShard shard) {
     Batch b{};
     shard.block_size = block_size;
     const int sequences = static_cast<int>(queries.size());
@@ -91,27 +92,34 @@ class AttentionGpuTest : public GpuOpsTest {
     return batch;
   }
 
-  void Mla(DType type, CacheFormat format, int latent, int rope, int heads, const std::vector<int>& queries, const std::vector<int>& lengths,
-           ContextShard shard = {}, int block_size = 64) {
+  void Mla(DType type, CacheFormat format, int latent, int rope, int heads, const std::vector<int>& queries,
+           const std::vector<int>& lengths, ContextShard shard = {}, int block_size = 64) {
     Batch b = MakeBatch(format, latent, rope, block_size, queries, lengths, shard);
     auto& q = Random("q", type, {b.tokens, heads * (latent + rope)});
     auto& out = Output("out", type, {b.tokens, heads * latent}, type == DType::kF32 ? 1e-5 : 6e-3);
     // the Hopper kernel rounds dequantised FP8 keys to bf16 once more
-    auto& lse = Output("lse", DType::kF32, {b.tokens, heads}, type == DType::kF32 ? 1e-5 : format == CacheFormat::kF8 ? 1e-3 : 1e-4);
+    auto& lse = Output("lse", DType::kF32, {b.tokens, heads},
+                       type == DType::kF32          ? 1e-5
+                       : format == CacheFormat::kF8 ? 1e-3
+                                                    : 1e-4);
     const float scale = 1.5f / std::sqrt(static_cast<float>(latent + rope));
-    SCOPED_TRACE(std::string(DTypeName(type)) + " cache " + CacheFormatName(format) + " heads " + std::to_string(heads) + " latent " +
-                 std::to_string(latent) + " sequences " + std::to_string(queries.size()) + " first " + std::to_string(queries[0]) + " of " +
+    SCOPED_TRACE(std::string(DTypeName(type)) + " cache " + CacheFormatName(format) + " heads " +
+                 std::to_string(heads) + " latent " + std::to_string(latent) + " sequences " +
+                 std::to_string(queries.size()) + " first " + std::to_string(queries[0]) + " of " +
                  std::to_string(lengths[0]));
     Check([&](Ops& ops, Stream& s, const Side& at) {
       const HeadsView heads_q = at.Heads(q, heads, latent + rope);
       ops.MlaAttention({heads_q.Dims(0, latent), heads_q.Dims(latent, rope), Cache(b, at), Paged(b, at), scale,
-                        at.Heads(out, heads, latent), at(lse)}, s);
+                        at.Heads(out, heads, latent), at(lse)},
+                       s);
     });
   }
 };
 
 TEST_F(AttentionGpuTest, LatentWriteAndGather) {
-  struct Shape { int latent, rope, block; };
+  struct Shape {
+    int latent, rope, block;
+  };
   for (const Shape& shape : {Shape{512, 64, 64}, Shape{80, 24, 16}, Shape{130, 6, 7}}) {
     for (CacheFormat format : kFormats) {
       for (DType type : kActivations) {
@@ -137,17 +145,19 @@ TEST_F(AttentionGpuTest, LatentWriteAndGather) {
           auto& table_cs = Random("cos_sin", DType::kF32, {100, shape.rope});
           auto& at_slots = Longs("slots", slot);
           auto& block_table = Ints("block_table", table);
-          // The cache starts as zeros (poison is no number); all of it is compared through the gather. A number that falls
-          // on the other side of a rounding boundary moves by one code.
+          // The cache starts as zeros (poison is no number); all of it is compared through the gather. A number that
+          // falls on the other side of a rounding boundary moves by one code.
           auto& cache = Make("cache", DType::kU8, {slots * view.record_bytes()});
           std::fill(cache.host.begin(), cache.host.end(), 0);
-          auto& gathered = Output("gathered", DType::kF32, {slots - 3, shape.latent + shape.rope}, format == CacheFormat::kF32 ? 1e-6 : 2e-3);
+          auto& gathered = Output("gathered", DType::kF32, {slots - 3, shape.latent + shape.rope},
+                                  format == CacheFormat::kF32 ? 1e-6 : 2e-3);
           Upload();
           auto run = [&](Ops& ops, Stream& s, const Side& at) {
             CacheView here = view;
             here.data = at.Data(cache);
             ops.LatentWrite({at(kv_a), at(weight), 1e-6f, at.Ints(positions), at(table_cs), true,
-                             static_cast<const int64_t*>(at.Data(at_slots)), here}, s);
+                             static_cast<const int64_t*>(at.Data(at_slots)), here},
+                            s);
             ops.LatentGather({here, at.Ints(block_table), 3, slots - 3, at(gathered)}, s);
           };
           run(gpu_ops(), stream(), Side(true));
@@ -185,8 +195,18 @@ TEST_F(AttentionGpuTest, MlaOfModelShapes) {
   }
 }
 
+TEST_F(AttentionGpuTest, MlaOfModelShapesSmall) {  // what a memory checker gets through
+  for (CacheFormat format : {CacheFormat::kBF16, CacheFormat::kF8}) {
+    Mla(DType::kBF16, format, 512, 64, 16, {1, 2}, {1, 150});
+    Mla(DType::kBF16, format, 512, 64, 128, {1}, {200});
+    Mla(DType::kBF16, format, 512, 64, 16, {1, 1}, {70, 300}, {}, 16);
+  }
+}
+
 TEST_F(AttentionGpuTest, Prefill) {
-  struct Shape { int heads, nope, rope, v; };
+  struct Shape {
+    int heads, nope, rope, v;
+  };
   for (const Shape& shape : {Shape{6, 40, 24, 56}, Shape{4, 128, 64, 128}}) {
     for (DType type : kActivations) {
       for (int n : {0, 1, 3, 64, 150}) {
@@ -199,11 +219,14 @@ TEST_F(AttentionGpuTest, Prefill) {
           auto& k_rope = Random("k_rope", type, {keys, shape.rope}, 1, 512);
           auto& out = Output("out", type, {n, shape.heads * shape.v}, type == DType::kF32 ? 1e-5 : 6e-3);
           auto& lse = Output("lse", DType::kF32, {n, shape.heads}, type == DType::kF32 ? 1e-5 : 1e-4);
-          SCOPED_TRACE(std::to_string(n) + " queries, " + std::to_string(keys) + " keys from " + std::to_string(key_begin));
+          SCOPED_TRACE(std::to_string(n) + " queries, " + std::to_string(keys) + " keys from " +
+                       std::to_string(key_begin));
           Check([&](Ops& ops, Stream& s, const Side& at) {
             const HeadsView both = at.Heads(kv, shape.heads, shape.nope + shape.v);
-            ops.PrefillAttention({at.Heads(q, shape.heads, shape.nope + shape.rope), both.Dims(0, shape.nope), at(k_rope),
-                                  both.Dims(shape.nope, shape.v), position, key_begin, shard, 0.1f, at.Heads(out, shape.heads, shape.v), at(lse)}, s);
+            ops.PrefillAttention({at.Heads(q, shape.heads, shape.nope + shape.rope), both.Dims(0, shape.nope),
+                                  at(k_rope), both.Dims(shape.nope, shape.v), position, key_begin, shard, 0.1f,
+                                  at.Heads(out, shape.heads, shape.v), at(lse)},
+                                 s);
           });
         }
       }
@@ -233,8 +256,11 @@ TEST_F(AttentionGpuTest, Merge) {
 }
 
 TEST_F(AttentionGpuTest, GroupedQuery) {
-  struct Shape { int heads, kv_heads, group, offset, dim; };
-  for (const Shape& shape : {Shape{8, 8, 1, 0, 16}, Shape{8, 2, 4, 0, 40}, Shape{6, 2, 5, 3, 64}, Shape{20, 1, 20, 0, 128}}) {
+  struct Shape {
+    int heads, kv_heads, group, offset, dim;
+  };
+  for (const Shape& shape :
+       {Shape{8, 8, 1, 0, 16}, Shape{8, 2, 4, 0, 40}, Shape{6, 2, 5, 3, 64}, Shape{20, 1, 20, 0, 128}}) {
     for (DType type : kActivations) {
       for (CacheFormat format : {CacheFormat::kF32, CacheFormat::kBF16, CacheFormat::kF8}) {
         const int tokens = 150, width = shape.kv_heads * shape.dim;
@@ -263,7 +289,8 @@ TEST_F(AttentionGpuTest, GroupedQuery) {
           CacheView here = view;
           here.data = at.Data(cache);
           ops.GqaWrite({at.Heads(k, shape.kv_heads, shape.dim), at.Heads(v, shape.kv_heads, shape.dim),
-                        static_cast<const int64_t*>(at.Data(slots)), here}, s);
+                        static_cast<const int64_t*>(at.Data(slots)), here},
+                       s);
           PagedBatch batch;
           batch.sequences = 2;
           batch.max_queries = 4;
@@ -273,8 +300,9 @@ TEST_F(AttentionGpuTest, GroupedQuery) {
           batch.block_table = at.Ints(block_table);
           batch.table_stride = 20;
           batch.shard.block_size = 8;
-          ops.GqaAttention({at.Heads(q, shape.heads, shape.dim), here, batch, shape.kv_heads, shape.group, shape.offset, 0.2f,
-                            at.Heads(out, shape.heads, shape.dim)}, s);
+          ops.GqaAttention({at.Heads(q, shape.heads, shape.dim), here, batch, shape.kv_heads, shape.group, shape.offset,
+                            0.2f, at.Heads(out, shape.heads, shape.dim)},
+                           s);
         };
         run(gpu_ops(), stream(), Side(true));
         run(reference(), cpu_stream(), Side(false));

@@ -1,14 +1,17 @@
-// Matrix products on the GPU against the reference: plain, per head, gated and grouped, every weight type, shapes that are
-// multiples of nothing and shapes that the fast kernels take.
+// Matrix products on the GPU against the reference: plain, per head, gated and grouped, every weight type, shapes that
+// are multiples of nothing and shapes that the fast kernels take.
 #include "tests/gpu/ops_fixture.h"
 
 namespace latentmesh {
 namespace {
 
-struct Product { int m, n, k; };
+struct Product {
+  int m, n, k;
+};
 const Product kOdd[] = {{0, 5, 7}, {1, 777, 192}, {3, 5, 7}, {17, 65, 100}, {70, 130, 51}, {5, 112, 96}};
-const Product kEven[] = {{1, 256, 1024}, {2, 320, 512}, {7, 576, 384}, {8, 128, 2048}, {13, 136, 1152}, {16, 384, 896}, {33, 512, 512},
-                         {64, 640, 768}, {65, 384, 1024}, {129, 2112, 512}, {300, 256, 1536}};
+const Product kEven[] = {{1, 256, 1024},  {2, 320, 512},    {7, 576, 384},   {8, 128, 2048},
+                         {13, 136, 1152}, {16, 384, 896},   {33, 512, 512},  {64, 640, 768},
+                         {65, 384, 1024}, {129, 2112, 512}, {300, 256, 1536}};
 const DType kWeights[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3};
 
 class MatmulGpuTest : public GpuOpsTest {
@@ -20,7 +23,8 @@ class MatmulGpuTest : public GpuOpsTest {
     int64_t scale_rows, scale_cols;
   };
   // `count` matrices [n, k] one after the other; `offsets`: the matrix begins inside a scale block
-  TestWeight MakeWeight(const std::string& name, DType type, int n, int k, int count = 1, int block = 128, bool offsets = false) {
+  TestWeight MakeWeight(const std::string& name, DType type, int n, int k, int count = 1, int block = 128,
+                        bool offsets = false) {
     TestWeight w{};
     const bool fp8 = type == DType::kF8E4M3;
     w.data = &Random(name, type, {int64_t{count} * n, k}, fp8 ? 20.f : 1.f / std::sqrt(static_cast<float>(k)));
@@ -65,8 +69,8 @@ class MatmulGpuTest : public GpuOpsTest {
     auto& bias = Random("bias", DType::kF32, {p.n});
     auto& out = Random("out", out_type, {p.m, p.n}, 1, 0);
     out.bound = Bound(x_type, w_type, out_type);
-    SCOPED_TRACE(std::to_string(p.m) + "x" + std::to_string(p.n) + "x" + std::to_string(p.k) + " " + DTypeName(x_type) + " " +
-                 DTypeName(w_type) + " " + DTypeName(out_type));
+    SCOPED_TRACE(std::to_string(p.m) + "x" + std::to_string(p.n) + "x" + std::to_string(p.k) + " " + DTypeName(x_type) +
+                 " " + DTypeName(w_type) + " " + DTypeName(out_type));
     Check([&](Ops& ops, Stream& s, const Side& at) {
       ops.Gemm({at(x), View(w, at, p.n), with_bias ? at(bias) : TensorView(), at(out), accumulate}, s);
     });
@@ -82,14 +86,16 @@ class MatmulGpuTest : public GpuOpsTest {
     const std::vector<int32_t> offsets = Offsets(experts, most);
     const int rows = offsets.back() + Int(0, 5);  // rows beyond the last expert's stay as they are
     auto& x = Random("x", x_type, {rows, p.k});
-    TestWeight gate = MakeWeight("gate", w_type, p.n, p.k, experts, block), up = MakeWeight("up", w_type, p.n, p.k, experts, block);
+    TestWeight gate = MakeWeight("gate", w_type, p.n, p.k, experts, block),
+               up = MakeWeight("up", w_type, p.n, p.k, experts, block);
     auto& at_offsets = Ints("offsets", offsets);
     auto& out = Output("out", x_type, {rows, p.n}, 2 * Bound(x_type, w_type, x_type));
     auto& plain = Output("plain", x_type, {rows, p.n}, Bound(x_type, w_type, x_type));
     SCOPED_TRACE(std::to_string(experts) + " experts, " + std::to_string(rows) + " rows, " + std::to_string(p.n) + "x" +
                  std::to_string(p.k) + " " + DTypeName(x_type) + " " + DTypeName(w_type));
     Check([&](Ops& ops, Stream& s, const Side& at) {
-      ops.GroupedGateUp({at(x), at.Ints(at_offsets), Experts(gate, at, p.n, experts), Experts(up, at, p.n, experts), at(out)}, s);
+      ops.GroupedGateUp(
+          {at(x), at.Ints(at_offsets), Experts(gate, at, p.n, experts), Experts(up, at, p.n, experts), at(out)}, s);
       ops.GroupedGemm({at(x), at.Ints(at_offsets), Experts(gate, at, p.n, experts), at(plain)}, s);
     });
   }
@@ -124,7 +130,9 @@ TEST_F(MatmulGpuTest, RouterLogitsKeepTheirPrecision) {  // f32 weights, bf16 x:
 }
 
 TEST_F(MatmulGpuTest, HeadGemm) {
-  struct Shape { int heads, latent, nope, v; };
+  struct Shape {
+    int heads, latent, nope, v;
+  };
   for (const Shape& shape : {Shape{6, 80, 40, 56}, Shape{16, 512, 128, 128}, Shape{3, 51, 7, 9}}) {
     for (DType type : kActivations) {
       for (int tokens : {0, 1, 5, 70}) {
@@ -137,10 +145,12 @@ TEST_F(MatmulGpuTest, HeadGemm) {
           auto& value = Output("value", type, {tokens, shape.heads * shape.v}, Bound(type, w_type, type));
           Check([&](Ops& ops, Stream& s, const Side& at) {
             const WeightView view = View(w, at, shape.heads * rows);
-            ops.HeadGemm({at.Heads(q, shape.heads, shape.nope + 16).Dims(0, shape.nope), view, rows, 0, shape.nope, true,
-                          at.Heads(absorbed, shape.heads, shape.latent)}, s);
+            ops.HeadGemm({at.Heads(q, shape.heads, shape.nope + 16).Dims(0, shape.nope), view, rows, 0, shape.nope,
+                          true, at.Heads(absorbed, shape.heads, shape.latent)},
+                         s);
             ops.HeadGemm({at.Heads(latent, shape.heads, shape.latent), view, rows, shape.nope, shape.v, false,
-                          at.Heads(value, shape.heads, shape.v)}, s);
+                          at.Heads(value, shape.heads, shape.v)},
+                         s);
           });
         }
       }
@@ -155,7 +165,8 @@ TEST_F(MatmulGpuTest, GateUp) {
         auto& x = Random("x", type, {p.m, p.k});
         TestWeight gate = MakeWeight("gate", w_type, p.n, p.k), up = MakeWeight("up", w_type, p.n, p.k);
         auto& out = Output("out", type, {p.m, p.n}, 2 * Bound(type, w_type, type));
-        SCOPED_TRACE(std::to_string(p.m) + "x" + std::to_string(p.n) + "x" + std::to_string(p.k) + " " + DTypeName(type) + " " + DTypeName(w_type));
+        SCOPED_TRACE(std::to_string(p.m) + "x" + std::to_string(p.n) + "x" + std::to_string(p.k) + " " +
+                     DTypeName(type) + " " + DTypeName(w_type));
         Check([&](Ops& ops, Stream& s, const Side& at) {
           ops.GateUp({at(x), View(gate, at, p.n), View(up, at, p.n), at(out)}, s);
         });

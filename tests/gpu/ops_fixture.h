@@ -1,5 +1,6 @@
-// Runs one op twice, on the reference (host memory) and on the GPU, from the same random numbers, and compares everything
-// both wrote. Outputs start as poison (0xff bytes: NaN in every float type), inputs must come back unchanged.
+// Runs one op twice, on the reference (host memory) and on the GPU, from the same random numbers, and compares
+// everything both wrote. Outputs start as poison (0xff bytes: NaN in every float type), inputs must come back
+// unchanged.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -22,9 +23,9 @@ struct TestTensor {
   std::string name;
   std::vector<char> host;
   Buffer device;
-  TensorView view;      // pointer of the host side
+  TensorView view;  // pointer of the host side
   bool written = false;
-  double bound = 0;     // relative error allowed, of the whole tensor; 0: bytes must be equal
+  double bound = 0;  // relative error allowed, of the whole tensor; 0: bytes must be equal
 };
 
 // Pointers of one side.
@@ -73,11 +74,13 @@ class GpuOpsTest : public ::testing::Test {
     t.name = name;
     t.view = TensorView(nullptr, dtype, dims);
     t.view.row_stride += pad;
-    t.host.assign(static_cast<size_t>(t.view.rows() * t.view.row_stride) * DTypeSize(dtype) + 64, static_cast<char>(0xff));
+    t.host.assign(static_cast<size_t>(t.view.rows() * t.view.row_stride) * DTypeSize(dtype) + 64,
+                  static_cast<char>(0xff));
     t.view.data = t.host.data();
     return t;
   }
-  TestTensor& Random(const std::string& name, DType dtype, std::initializer_list<int64_t> dims, float scale = 1, int64_t pad = 0) {
+  TestTensor& Random(const std::string& name, DType dtype, std::initializer_list<int64_t> dims, float scale = 1,
+                     int64_t pad = 0) {
     TestTensor& t = Make(name, dtype, dims, pad);
     const int64_t count = t.view.rows() * t.view.row_stride;
     std::vector<float> numbers(count);
@@ -95,7 +98,8 @@ class GpuOpsTest : public ::testing::Test {
     std::memcpy(t.host.data(), values.data(), values.size() * 8);
     return t;
   }
-  TestTensor& Output(const std::string& name, DType dtype, std::initializer_list<int64_t> dims, double bound, int64_t pad = 0) {
+  TestTensor& Output(const std::string& name, DType dtype, std::initializer_list<int64_t> dims, double bound,
+                     int64_t pad = 0) {
     TestTensor& t = Make(name, dtype, dims, pad);
     t.written = true;
     t.bound = bound;
@@ -124,7 +128,8 @@ class GpuOpsTest : public ::testing::Test {
       gpu_->CopyToHost(got.data(), t.device.data(), got.size(), *stream_);
       stream_->Synchronize();
       if (t.bound == 0) {
-        EXPECT_EQ(std::memcmp(got.data(), t.host.data(), got.size()), 0) << t.name << (t.written ? " differs" : " was changed");
+        EXPECT_EQ(std::memcmp(got.data(), t.host.data(), got.size()), 0)
+            << t.name << (t.written ? " differs" : " was changed");
         continue;
       }
       CompareNumbers(t, got);
@@ -159,7 +164,8 @@ class GpuOpsTest : public ::testing::Test {
     EXPECT_EQ(wrong, 0) << t.name << ": padding or infinities";
     const double relative = std::sqrt(error / std::max(norm, 1e-30));
     worst_ = std::max(worst_, relative / t.bound);
-    EXPECT_TRUE(relative <= t.bound) << t.name << " " << t.view.DebugString() << ": relative error " << relative << ", bound " << t.bound;
+    EXPECT_TRUE(relative <= t.bound) << t.name << " " << t.view.DebugString() << ": relative error " << relative
+                                     << ", bound " << t.bound;
     RecordProperty(t.name, std::to_string(relative));
   }
 

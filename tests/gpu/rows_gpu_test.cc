@@ -16,7 +16,9 @@ TEST_F(GpuOpsTest, Embed) {
         auto& id = Ints("ids", ids);
         auto& table = Random("table", table_type, {vocab, hidden});
         auto& out = Output("out", out_type, {tokens, hidden}, 1e-3, 8);
-        Check([&](Ops& ops, Stream& s, const Side& at) { ops.Embed({at.Ints(id), tokens, at(table), 40, at(out)}, s); });
+        Check([&](Ops& ops, Stream& s, const Side& at) {
+          ops.Embed({at.Ints(id), tokens, at(table), 40, at(out)}, s);
+        });
       }
     }
   }
@@ -61,8 +63,11 @@ TEST_F(GpuOpsTest, Rope) {
 }
 
 TEST_F(GpuOpsTest, Route) {
-  struct Shape { int experts, groups, kept, top_k; };
-  for (const Shape& shape : {Shape{256, 8, 4, 8}, Shape{160, 8, 3, 6}, Shape{64, 1, 1, 6}, Shape{24, 4, 2, 5}, Shape{384, 1, 1, 8}}) {
+  struct Shape {
+    int experts, groups, kept, top_k;
+  };
+  for (const Shape& shape :
+       {Shape{256, 8, 4, 8}, Shape{160, 8, 3, 6}, Shape{64, 1, 1, 6}, Shape{24, 4, 2, 5}, Shape{384, 1, 1, 8}}) {
     for (TopkMethod method : {TopkMethod::kGreedy, TopkMethod::kGroupLimitedGreedy, TopkMethod::kNoAuxTc}) {
       for (ScoringFunc scoring : {ScoringFunc::kSoftmax, ScoringFunc::kSigmoid}) {
         for (int tokens : kTokenCounts) {
@@ -72,8 +77,10 @@ TEST_F(GpuOpsTest, Route) {
           auto& weights = Output("weights", DType::kF32, {tokens, shape.top_k}, kF32Bound);
           const bool with_bias = method == TopkMethod::kNoAuxTc, normalise = Int(0, 1) == 1;
           Check([&](Ops& ops, Stream& s, const Side& at) {
-            ops.Route({at(logits), with_bias ? at(bias) : TensorView(), scoring, method, shape.groups, shape.kept, shape.top_k, normalise,
-                       2.5f, static_cast<int32_t*>(at.Data(ids)), static_cast<float*>(at.Data(weights))}, s);
+            ops.Route({at(logits), with_bias ? at(bias) : TensorView(), scoring, method, shape.groups, shape.kept,
+                       shape.top_k, normalise, 2.5f, static_cast<int32_t*>(at.Data(ids)),
+                       static_cast<float*>(at.Data(weights))},
+                      s);
           });
         }
       }
@@ -86,8 +93,18 @@ TEST_F(GpuOpsTest, RouteTiesGoToTheSmallerIndex) {
   auto& ids = Output("ids", DType::kI32, {5, 6}, 0);
   auto& weights = Output("weights", DType::kF32, {5, 6}, kF32Bound);
   Check([&](Ops& ops, Stream& s, const Side& at) {
-    ops.Route({at(logits), {}, ScoringFunc::kSigmoid, TopkMethod::kNoAuxTc, 8, 2, 6, true, 1.f,
-               static_cast<int32_t*>(at.Data(ids)), static_cast<float*>(at.Data(weights))}, s);
+    ops.Route({at(logits),
+               {},
+               ScoringFunc::kSigmoid,
+               TopkMethod::kNoAuxTc,
+               8,
+               2,
+               6,
+               true,
+               1.f,
+               static_cast<int32_t*>(at.Data(ids)),
+               static_cast<float*>(at.Data(weights))},
+              s);
   });
 }
 
@@ -102,7 +119,8 @@ TEST_F(GpuOpsTest, SortByExpert) {
       auto& row = Output("row", DType::kI32, {slots}, 0);
       Check([&](Ops& ops, Stream& s, const Side& at) {
         ops.SortByExpert({at.Ints(ids), slots, experts, static_cast<int32_t*>(at.Data(offsets)),
-                          static_cast<int32_t*>(at.Data(source)), static_cast<int32_t*>(at.Data(row))}, s);
+                          static_cast<int32_t*>(at.Data(source)), static_cast<int32_t*>(at.Data(row))},
+                         s);
       });
     }
   }
@@ -126,7 +144,8 @@ TEST_F(GpuOpsTest, GatherAndCombineRows) {
       const bool accumulate = Int(0, 1) == 1;
       Check([&](Ops& ops, Stream& s, const Side& at) {
         ops.GatherRows({at(x), at.Ints(at_source), tokens * k, k, at(gathered)}, s);
-        ops.CombineRows({at(results), at.Ints(at_index), static_cast<float*>(at.Data(weights)), k, at(out), accumulate}, s);
+        ops.CombineRows({at(results), at.Ints(at_index), static_cast<float*>(at.Data(weights)), k, at(out), accumulate},
+                        s);
       });
     }
   }
