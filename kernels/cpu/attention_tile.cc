@@ -6,8 +6,12 @@
 
 namespace latentmesh {
 
+// Up to this many rows are scored by inner products: lanes that hold no row would do most of the work otherwise (decoding
+// with one or a few query heads a key-value head).
+constexpr int64_t kNarrowRows = 4;
+
 int64_t AttentionTile::ScratchFloats(int64_t key_dim, int64_t value_dim) {
-  return kTileRows * (2 * key_dim + value_dim + kTileKeys + 4);
+  return kTileRows * (2 * key_dim + value_dim + kTileKeys + 4) + kNarrowRows * kTileKeys;
 }
 
 AttentionTile::AttentionTile(float* scratch, int64_t key_dim, int64_t value_dim)
@@ -22,6 +26,7 @@ AttentionTile::AttentionTile(float* scratch, int64_t key_dim, int64_t value_dim)
   limits_ = reinterpret_cast<int32_t*>(take(kTileRows));
   queries_ = take(key_dim * kTileRows);
   out_ = take(value_dim * kTileRows);
+  narrow_ = take(kNarrowRows * kTileKeys);
 }
 
 void AttentionTile::Start(int64_t rows, float scale) {
@@ -35,20 +40,41 @@ void AttentionTile::Start(int64_t rows, float scale) {
 }
 
 void AttentionTile::QueriesDone() {
-  Kernels().pack[0]({{queries_, key_dim_, nullptr, 0, 0, 0, 0, 0}, rows_, key_dim_, panel_});
+  if (rows_ > kNarrowRows) Kernels().pack[0]({{queries_, key_dim_, nullptr, 0, 0, 0, 0, 0}, rows_, key_dim_, panel_});
+}
+
+void AttentionTile::ScoreWide(const KeyBlock& block, int64_t keys) {
+  const float* panel = panel_;
+  bool accumulate = false;
+  for (const KeyBlock::Part& part : block.parts) {
+    if (part.dim == 0) continue;
+    Kernels().outer[0]({part.data, part.stride, panel, kTileRows, scores_, kTileRows, keys, rows_, part.dim, accumulate});
+    panel += part.dim * kTileRows;
+    accumulate = true;
+  }
+}
+
+void AttentionTile::ScoreNarrow(const KeyBlock& block, int64_t keys) {
+  const float* query = queries_;
+  bool accumulate = false;
+  for (const KeyBlock::Part& part : block.parts) {
+    if (part.dim == 0) continue;
+    Kernels().dot[0]({query, key_dim_, rows_, {part.data, part.stride, nullptr, 0, 0, 0, 0, 0}, keys, part.dim, narrow_, kTileKeys, accumulate});
+    query += part.dim;
+    accumulate = true;
+  }
+  for (int64_t r = 0; r < rows_; ++r)
+    for (int64_t k = 0; k < keys; ++k) scores_[k * kTileRows + r] = narrow_[r * kTileKeys + k];
 }
 
 void AttentionTile::Consume(const KeyBlock& block) {
   const KernelTable& kernels = Kernels();
   const int64_t keys = std::min<int64_t>(block.keys, *std::max_element(limits_, limits_ + rows_));
   if (keys <= 0) return;
-  const float* panel = panel_;
-  bool accumulate = false;
-  for (const KeyBlock::Part& part : block.parts) {
-    if (part.dim == 0) continue;
-    kernels.outer[0]({part.data, part.stride, panel, kTileRows, scores_, kTileRows, keys, rows_, part.dim, accumulate});
-    panel += part.dim * kTileRows;
-    accumulate = true;
+  if (rows_ > kNarrowRows) {
+    ScoreWide(block, keys);
+  } else {
+    ScoreNarrow(block, keys);
   }
   kernels.softmax({scores_, keys, rows_, limits_, scale_, largest_, total_, rescale_});
   for (int64_t r = 0; r < rows_ && !first_; ++r) {

@@ -41,6 +41,9 @@ class AttentionTile {
   float total(int64_t row) const { return total_[row]; }
 
  private:
+  void ScoreWide(const KeyBlock& block, int64_t keys);
+  void ScoreNarrow(const KeyBlock& block, int64_t keys);
+
   int64_t key_dim_, value_dim_;
   int64_t rows_ = 0;
   float scale_ = 1;
@@ -48,6 +51,7 @@ class AttentionTile {
   float* panel_;    // [key_dim][kTileRows] queries
   float* queries_;  // [kTileRows][key_dim]
   float* scores_;   // [kTileKeys][kTileRows]
+  float* narrow_;   // [kNarrowRows][kTileKeys]
   float* out_;      // [kTileRows][value_dim]
   float* largest_;  // [kTileRows] each
   float* total_;
