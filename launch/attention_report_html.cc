@@ -224,7 +224,7 @@ std::string CrossoverSection(const AttentionResults& r) {
   const CrossoverCurve* longest = nullptr;
   for (const CrossoverCurve& c : r.crossover) {
     if (c.points.empty()) continue;
-    longest = &c;
+    if (longest == nullptr || c.measured > 0 || longest->measured == 0) longest = &c;     // with its crossing, if any has one
     const std::string measured = c.measured > 0 ? fmt::format("{:.0f}", c.measured) : fmt::format("none up to {}", c.points.back().queries);
     rows += "<tr>" + Name(ContextName(c.context)) + Cell(measured) + Cell(fmt::format("{:.0f}", c.formula), true) + "</tr>\n";
   }

@@ -57,7 +57,7 @@ TEST(AttentionArithmetic, WorkOfAQueryKeyPair) {
 
 TEST(AttentionArithmetic, CrossoverIsWhereTheWorkIsEqual) {
   EXPECT_NEAR(CrossoverQueries(kV3, int64_t{1} << 40), 170.7, 0.05);
-  EXPECT_NEAR(1 / CrossoverQueries(kV3, 4096), 1 / 170.667 + 1 / 4096.0, 1e-8);
+  EXPECT_NEAR(1 / CrossoverQueries(kV3, 4096), 768 / 131072.0 + 1 / 4096.0, 1e-12);
   // n queries over S keys that all of them see.
   const AttentionShape odd{6, 192, 80, 40, 24, 56};
   const double s = 3000, n = CrossoverQueries(odd, 3000), kv_b = 80 * (40 + 56);
@@ -133,8 +133,8 @@ TEST_F(SmallRun, EveryCellIsMeasuredOrSaysWhyNot) {
   for (const DecodeCell& c : r.decode) {
     const bool fits = c.batch * c.context * CacheBytesPerToken(c.variant, r.options.shape, r.options.format) <= static_cast<int64_t>(r.options.memory);
     EXPECT_EQ(c.source == Source::kNone, !fits) << VariantName(c.variant) << " " << c.context << " " << c.batch << " " << c.note;
-    if (!fits) EXPECT_THAT(c.note, HasSubstr("--memory"));
-    if (c.source == Source::kMeasured) EXPECT_GT(c.attention.median, 0);
+    EXPECT_EQ(c.note.find("--memory") != std::string::npos, !fits) << c.note;
+    EXPECT_EQ(c.attention.median > 0, c.source != Source::kNone);
   }
   EXPECT_EQ(FindDecode(r, AttentionVariant::kMha, 200, 3), nullptr);
   ASSERT_NE(FindDecode(r, AttentionVariant::kMlaAbsorbed, 200, 3), nullptr);
