@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "parallel/process_mesh.h"
+#include "parallel/trace.h"
 
 namespace latentmesh {
 namespace {
@@ -61,6 +62,22 @@ Status ValidateGroups(const MoeConfig& c) {
   return Status::Ok();
 }
 
+// Steps of a layer, each a span of the timeline.
+int PlanRounds(TokenDispatcher& dispatcher, const DispatchParams& params, Stream& stream) {
+  TraceSpan span("dispatch counts");
+  return dispatcher.Plan(params, stream);
+}
+
+DispatchHandle DispatchRound(TokenDispatcher& dispatcher, int round, Stream& stream) {
+  TraceSpan span("dispatch");
+  return dispatcher.Dispatch(round, stream);
+}
+
+TensorView RunRound(Experts& experts, const ExpertWeights& weights, const DispatchHandle& handle, Stream& stream) {
+  TraceSpan span("experts");
+  return experts.Run(weights, handle, stream);
+}
+
 }  // namespace
 
 Status ValidateMoeConfig(const MoeConfig& c) {
@@ -112,6 +129,7 @@ void MoeLayer::ResetLoads() { std::fill(loads_.begin(), loads_.end(), 0); }
 
 void MoeLayer::Route(const TensorView& x, Stream& stream) {
   if (x.dim(0) == 0) return;
+  TraceSpan span("router");
   const MoeConfig& c = w_.config_;
   TensorView logits = w_.logits_.view.Rows(0, x.dim(0));
   GemmParams gate;
@@ -153,10 +171,11 @@ void MoeLayer::RunExperts(TokenDispatcher& dispatcher, const TensorView& x, cons
   params.k = w_.config_.top_k;
   params.placement = &placement_;
   params.loads = loads_.data();
-  int rounds = dispatcher.Plan(params, stream);
+  int rounds = PlanRounds(dispatcher, params, stream);
   for (int round = 0; round < rounds; ++round) {
-    DispatchHandle handle = dispatcher.Dispatch(round, stream);
-    TensorView y = w_.experts_.Run(weights_.experts, handle, stream);
+    DispatchHandle handle = DispatchRound(dispatcher, round, stream);
+    TensorView y = RunRound(w_.experts_, weights_.experts, handle, stream);
+    TraceSpan span("combine");
     dispatcher.Combine(handle, y, out, stream);
   }
 }

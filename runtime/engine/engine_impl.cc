@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "parallel/trace.h"
+
 namespace latentmesh {
 namespace {
 
@@ -145,8 +147,11 @@ std::vector<std::string> EngineImpl::RunBalance(const BalanceCommand& command) {
 }
 
 StepResult EngineImpl::RunPlan(StepCommand command) {
-  std::string bytes = EncodeCommand(command);
-  control_.Broadcast(bytes);
+  {
+    TraceSpan span("broadcast");
+    std::string bytes = EncodeCommand(command);
+    control_.Broadcast(bytes);
+  }
   StepResult result = worker_.Execute(command);
   if (const auto& keep_alive = worker_.setup().options.keep_alive) keep_alive();
   return result;
@@ -156,6 +161,7 @@ bool EngineImpl::Step() {
   std::vector<Delivery> deliveries = TakeCancelled();
   ScheduledStep step;
   {
+    TraceSpan span("schedule");
     std::lock_guard lock(mutex_);
     step = scheduler_->Schedule();
     if (step.empty() && scheduler_->HasWork())
@@ -204,6 +210,7 @@ void EngineImpl::Finish(int64_t id, std::vector<Delivery>& deliveries) {
 
 void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries,
                          std::vector<DraftSeed>& seeds) {
+  TraceSpan span("sample");
   std::lock_guard lock(mutex_);
   SnapshotLoads();
   std::vector<ChoiceResult> results;

@@ -7,6 +7,7 @@
 #include "parallel/local_communicator.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/engine/engine_impl.h"
+#include "runtime/engine/trace_file.h"
 
 namespace latentmesh {
 namespace {
@@ -37,16 +38,26 @@ class RuntimeImpl : public Runtime {
     RecordFlight(-1, "loading weights");
     LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, *checkpoint_, *device_, comms_, *peers_.control));
     worker_->Watch(audit_.get(), fault_);
+    if (!setup_.options.trace.empty()) clock_ahead_ = MeasureClockAhead(*peers_.control);
     return OnAllRanks([&] { return peers_.rank == 0 ? CreateEngine() : Status::Ok(); });
   }
 
   Status Run(const std::function<Status(Engine&)>& body) override {
     Status status;
-    if (peers_.rank == 0) {
-      status = body(*engine_);
-      engine_->Shutdown();
-    } else {
-      WorkerLoop();
+    bool traced = !setup_.options.trace.empty();
+    TraceBuffer trace;
+    {
+      TraceScope scope(traced ? &trace : nullptr);
+      if (peers_.rank == 0) {
+        status = body(*engine_);
+        engine_->Shutdown();
+      } else {
+        WorkerLoop();
+      }
+    }
+    if (traced) {
+      Status written = WriteTrace(trace, clock_ahead_, setup_.options.trace, *peers_.control);
+      if (status.ok()) status = written;
     }
     return peers_.control->Agree(status);
   }
@@ -178,6 +189,7 @@ class RuntimeImpl : public Runtime {
   CommunicatorSet comms_;
   RankSetup setup_;
   std::vector<MemoryPlan> plans_;
+  int64_t clock_ahead_ = 0;                // of rank 0's, when tracing
   Fault fault_;
   std::unique_ptr<CollectiveAudit> audit_;
   std::unique_ptr<Worker> worker_;

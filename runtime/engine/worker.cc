@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "parallel/flight_record.h"
+#include "parallel/trace.h"
 
 namespace latentmesh {
 
@@ -82,6 +83,7 @@ HiddenObserver Worker::Capture(std::vector<float>& captured) {
 }
 
 StepResult Worker::Execute(const StepCommand& command) {
+  TraceSpan span(command.draft == DraftRound::kNone ? "step" : "draft", command.plan.step);
   comms_.world->SetContext(command.plan.step, "collect logits");
   comms_.tp->SetContext(command.plan.step, "attention and MLP sums");
   comms_.ep->SetContext(command.plan.step, "expert dispatch and combine");
@@ -124,6 +126,7 @@ void Worker::RunDraft(const StepCommand& command, const StepBatch& batch) {
 
 // Rank 0 takes the parts of every dp shard's last stage, one tp rank after the other.
 void Worker::CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result) {
+  TraceSpan span("logits");
   bool root = control_.rank() == 0;
   for (int dp = 0; dp < setup_.shard.layout.dp; ++dp) {
     int64_t rows = command.plan.shards[static_cast<size_t>(dp)].logits_rows();

@@ -1,5 +1,7 @@
 #include "runtime/model/decoder.h"
 
+#include "parallel/trace.h"
+
 namespace latentmesh {
 
 MoeConfig MoeConfigOf(const ModelConfig& c) {
@@ -35,6 +37,7 @@ Decoder::Decoder(const ModelContext& ctx, const ModelWeights& weights, MoeWorksp
 
 void Decoder::Begin(const StepBatch& batch, const TensorView& x) {
   if (x.empty()) return;
+  TraceSpan span(ctx_.shard.first_stage() ? "embed" : "receive stage");
   if (ctx_.shard.first_stage()) {
     ctx_.ops->Embed({batch.ids, batch.tokens, weights_.embed, ctx_.shard.vocab.begin, x}, *ctx_.stream);
     ReduceOverTp(ctx_, x);
@@ -54,6 +57,7 @@ void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const 
   if (observer && ctx_.shard.first_stage()) (*observer)(0, x);
   TensorView pending;
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
+    TraceSpan span("layer", ctx_.shard.layers.begin + static_cast<int64_t>(layer));
     MoeLayer* moe = moe_index_[layer] < 0 ? nullptr : &moe_layers_[static_cast<size_t>(moe_index_[layer])];
     pending = runner_.Run(weights_.layers[layer], moe, cache.layer(static_cast<int64_t>(layer)), batch, x, pending);
     if (observer == nullptr) continue;

@@ -17,8 +17,11 @@ TensorView LayerRunner::Run(const LayerWeights& w, MoeLayer* moe, const CacheVie
   if (batch.copy_count > 0) ops.CopyBlocks({cache, batch.copies, batch.copy_count}, *ctx_.stream);
   if (pending.data == nullptr) ops.RmsNorm({x, {}, w.input_norm, eps, h}, *ctx_.stream);
   else ops.RmsNorm({pending, x, w.input_norm, eps, h}, *ctx_.stream);
-  if (mla_) mla_->Forward(w.mla, cache, batch, h, delta);
-  else gqa_->Forward(w.gqa, cache, batch, h, delta);
+  {
+    TraceSpan span("attention");
+    if (mla_) mla_->Forward(w.mla, cache, batch, h, delta);
+    else gqa_->Forward(w.gqa, cache, batch, h, delta);
+  }
   ReduceOverTp(ctx_, delta);
   ops.RmsNorm({delta, x, w.post_attention_norm, eps, h}, *ctx_.stream);
   FeedForward(w, moe, h, delta);
@@ -26,7 +29,10 @@ TensorView LayerRunner::Run(const LayerWeights& w, MoeLayer* moe, const CacheVie
 }
 
 void LayerRunner::FeedForward(const LayerWeights& w, MoeLayer* moe, const TensorView& h, const TensorView& delta) {
-  mlp_.Forward(w.is_moe ? w.shared : w.dense, h, delta);
+  {
+    TraceSpan span(w.is_moe ? "shared experts" : "mlp");
+    mlp_.Forward(w.is_moe ? w.shared : w.dense, h, delta);
+  }
   if (w.is_moe) RoutedExperts(*moe, h, delta);
   ReduceOverTp(ctx_, delta);
 }

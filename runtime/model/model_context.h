@@ -3,6 +3,7 @@
 
 #include "kernels/ops.h"
 #include "parallel/communicator.h"
+#include "parallel/trace.h"
 #include "runtime/config/model_config.h"
 #include "runtime/model/model_shard.h"
 #include "runtime/model/step_batch.h"
@@ -22,7 +23,9 @@ struct ModelContext {
 
 // Sums a partial result over the tp group; nothing to do for one rank or no tokens.
 inline void ReduceOverTp(const ModelContext& ctx, const TensorView& partial) {
-  if (ctx.shard.layout.tp > 1 && !partial.empty()) ctx.comms->tp->AllReduceSum(partial, *ctx.stream);
+  if (ctx.shard.layout.tp == 1 || partial.empty()) return;
+  TraceSpan span("all-reduce");
+  ctx.comms->tp->AllReduceSum(partial, *ctx.stream);
 }
 
 }  // namespace latentmesh

@@ -1,6 +1,10 @@
 // Live expert balance on goldens, ranks as threads.
-#include <cmath>
-#include <numeric>
+#include <boost/json.hpp>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -108,6 +112,47 @@ TEST(BalanceCommand, SurvivesItsEncoding) {
     EXPECT_FALSE(DecodeBalanceCommand(bytes.substr(0, size)).ok()) << size;
   EXPECT_FALSE(DecodeBalanceCommand(bytes + "abcd").ok());
   EXPECT_FALSE(IsBalanceCommand(std::string(8, '\0')));
+}
+
+// One process a rank, every kind of span, spans of a rank nested or apart but never crossing, and no wait in the future.
+TEST(Timeline, IsValidJsonWithATrackForEachRank) {
+  std::string path = testing::TempDir() + "/timeline.json", folder = "tests/golden/v3-tiny";
+  GreedyGolden golden(folder);
+  EngineOptions options = BalanceOptions(folder, 2, 2);
+  options.trace = path;
+  EngineStats stats;
+  Status status = RunOnThreads({2, 2, 1, 1}, options, [&](Engine& e) { return RunUnderMoves(e, golden, 2, stats); });
+  ASSERT_TRUE(status.ok()) << status.message();
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  std::remove(path.c_str());
+  auto events = boost::json::parse(text.str()).at("traceEvents").as_array();
+  std::map<int64_t, std::set<std::string>> names;
+  std::map<int64_t, std::vector<std::pair<double, double>>> spans;
+  for (const auto& event : events) {
+    if (event.at("ph").as_string() != "X") continue;
+    int64_t rank = event.at("pid").to_number<int64_t>();
+    double begin = event.at("ts").to_number<double>(), duration = event.at("dur").to_number<double>();
+    EXPECT_GE(begin, 0);
+    names[rank].insert(std::string(event.at("name").as_string()));
+    spans[rank].push_back({begin, begin + duration});
+  }
+  ASSERT_EQ(names.size(), 4u);
+  for (auto& [rank, seen] : names)
+    for (const char* name : {"step", "embed", "layer", "attention", "router", "dispatch", "experts", "combine", "all-reduce",
+                             "logits", "move experts"})
+      EXPECT_TRUE(seen.count(name)) << name << " on rank " << rank;
+  for (const char* name : {"schedule", "broadcast", "sample"}) EXPECT_TRUE(names[0].count(name)) << name;
+  for (auto& [rank, list] : spans) {
+    std::sort(list.begin(), list.end(), [](auto& a, auto& b) { return a.first < b.first || (a.first == b.first && a.second > b.second); });
+    std::vector<double> open;
+    for (auto [begin, end] : list) {
+      while (!open.empty() && open.back() <= begin + 0.002) open.pop_back();      // times are rounded to nanoseconds
+      EXPECT_LE(end, (open.empty() ? end : open.back()) + 0.002) << "rank " << rank;
+      open.push_back(end);
+    }
+  }
 }
 
 }  // namespace
