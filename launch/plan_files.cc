@@ -13,21 +13,33 @@ namespace {
 namespace json = boost::json;
 
 json::object TimeJson(const StepTime& t) {
-  return {{"seconds", t.total()}, {"weights", t.weights}, {"cache", t.cache}, {"flops", t.flops}, {"link", t.link}, {"bound", t.bound()}};
+  return {{"seconds", t.total()}, {"weights", t.weights}, {"cache", t.cache},
+          {"flops", t.flops},     {"link", t.link},       {"bound", t.bound()}};
 }
 
 json::object MemoryJson(const MemoryPlan& m) {
-  return {{"weights", m.weights}, {"cache", m.cache}, {"activations", m.activations}, {"communication", m.communication},
-          {"total", m.total()}, {"available", m.available}, {"cache_blocks", m.cache_blocks},
+  return {{"weights", m.weights},
+          {"cache", m.cache},
+          {"activations", m.activations},
+          {"communication", m.communication},
+          {"total", m.total()},
+          {"available", m.available},
+          {"cache_blocks", m.cache_blocks},
           {"cache_bytes_per_token", m.cache_bytes_per_token}};
 }
 
 json::object LayoutJson(const LayoutPlan& p) {
   json::array stages;
   for (const StageModel& stage : p.stages) stages.push_back(MemoryJson(stage.setup.plan));
-  json::object o{{"tp", p.layout.tp}, {"dp", p.layout.dp}, {"pp", p.layout.pp}, {"cp", p.layout.cp}, {"fits", p.fits},
-                 {"memory", MemoryJson(p.memory())}, {"memory_by_stage", std::move(stages)},
-                 {"cached_tokens", p.cached_tokens * p.layout.dp}, {"largest_batch", p.largest_batch}};
+  json::object o{{"tp", p.layout.tp},
+                 {"dp", p.layout.dp},
+                 {"pp", p.layout.pp},
+                 {"cp", p.layout.cp},
+                 {"fits", p.fits},
+                 {"memory", MemoryJson(p.memory())},
+                 {"memory_by_stage", std::move(stages)},
+                 {"cached_tokens", p.cached_tokens * p.layout.dp},
+                 {"largest_batch", p.largest_batch}};
   if (!p.fits) {
     o["refusal"] = p.refusal;
     return o;
@@ -41,15 +53,19 @@ json::object LayoutJson(const LayoutPlan& p) {
   o["decode_step"] = TimeJson(p.decode);
   o["prefill_step"] = TimeJson(p.prefill);
   o["expert_bytes_per_token"] = p.expert_bytes;
-  o["expert_copies"] = {{"same_node", p.copies.same_node}, {"other_nodes", p.copies.other_nodes}, {"nodes", p.copies.nodes}};
+  o["expert_copies"] = {
+      {"same_node", p.copies.same_node}, {"other_nodes", p.copies.other_nodes}, {"nodes", p.copies.nodes}};
   return o;
 }
 
 json::object ModelJson(const PlanAnswer& a) {
   const ModelConfig& c = a.question.request.config;
-  json::object o{{"architecture", c.architecture_name}, {"parameters", a.published.Total().params},
-                 {"active_parameters", ActiveParams(c, a.published)}, {"checkpoint_bytes", a.published.Total().bytes},
-                 {"dtypes_from", a.question.formats_from}, {"step_weight_bytes", a.published.EveryToken().bytes},
+  json::object o{{"architecture", c.architecture_name},
+                 {"parameters", a.published.Total().params},
+                 {"active_parameters", ActiveParams(c, a.published)},
+                 {"checkpoint_bytes", a.published.Total().bytes},
+                 {"dtypes_from", a.question.formats_from},
+                 {"step_weight_bytes", a.published.EveryToken().bytes},
                  {"expert_weight_bytes", a.published.experts.bytes}};
   json::object cache;
   for (const CacheCost& cost : PlanCacheCosts(a)) cache[cost.form] = cost.bytes_per_token;
@@ -61,16 +77,29 @@ json::object MachineJson(const PlanAnswer& a) {
   const Hardware& h = a.question.request.hardware;
   json::array assumed;
   for (const std::string& flag : a.question.assumed) assumed.push_back(json::string(flag));
-  return {{"name", h.name}, {"ranks", h.ranks}, {"ranks_per_node", h.ranks_per_node}, {"memory", h.memory}, {"reserve", h.reserve},
-          {"memory_bandwidth", h.memory_bandwidth}, {"flops", h.flops}, {"link_bandwidth", h.link_bandwidth},
-          {"node_bandwidth", h.node_bandwidth}, {"link_latency", h.link_latency}, {"node_latency", h.node_latency},
+  return {{"name", h.name},
+          {"ranks", h.ranks},
+          {"ranks_per_node", h.ranks_per_node},
+          {"memory", h.memory},
+          {"reserve", h.reserve},
+          {"memory_bandwidth", h.memory_bandwidth},
+          {"flops", h.flops},
+          {"link_bandwidth", h.link_bandwidth},
+          {"node_bandwidth", h.node_bandwidth},
+          {"link_latency", h.link_latency},
+          {"node_latency", h.node_latency},
           {"assumed", std::move(assumed)}};
 }
 
 json::object WorkJson(const PlanRequest& r, const RankSetup& setup) {
-  return {{"input_len", r.input_len}, {"output_len", r.output_len}, {"context", setup.limits.max_model_len},
-          {"max_batch_tokens", setup.limits.max_tokens}, {"max_seqs", setup.limits.max_seqs}, {"dtype", setup.options.dtype},
-          {"kv_dtype", setup.options.kv_dtype}, {"objective", r.latency ? "latency" : "throughput"}};
+  return {{"input_len", r.input_len},
+          {"output_len", r.output_len},
+          {"context", setup.limits.max_model_len},
+          {"max_batch_tokens", setup.limits.max_tokens},
+          {"max_seqs", setup.limits.max_seqs},
+          {"dtype", setup.options.dtype},
+          {"kv_dtype", setup.options.kv_dtype},
+          {"objective", r.latency ? "latency" : "throughput"}};
 }
 
 size_t Shown(const PlanAnswer& a) { return std::min(a.plans.size(), static_cast<size_t>(a.top)); }
@@ -82,8 +111,12 @@ std::string Subtitle(const PlanAnswer& a) {
 }
 
 std::string MemoryChart(const PlanAnswer& a) {
-  BarChart chart{.title = "Memory of the fullest rank", .subtitle = Subtitle(a), .value_label = "GB", .stacked = true,
-                 .limit = static_cast<double>(a.question.request.hardware.memory) / 1e9, .limit_label = "memory"};
+  BarChart chart{.title = "Memory of the fullest rank",
+                 .subtitle = Subtitle(a),
+                 .value_label = "GB",
+                 .stacked = true,
+                 .limit = static_cast<double>(a.question.request.hardware.memory) / 1e9,
+                 .limit_label = "memory"};
   chart.series = {{"weights", {}}, {"activations", {}}, {"communication", {}}, {"latent cache", {}}};
   for (size_t i = 0; i < Shown(a); ++i) {
     const MemoryPlan& m = a.plans[i].memory();
@@ -95,14 +128,17 @@ std::string MemoryChart(const PlanAnswer& a) {
 }
 
 std::string RateChart(const PlanAnswer& a) {
-  LineChart chart{.title = "Decode rate over the batch, at most", .subtitle = Subtitle(a), .x = {"sequences at once", true},
+  LineChart chart{.title = "Decode rate over the batch, at most",
+                  .subtitle = Subtitle(a),
+                  .x = {"sequences at once", true},
                   .y = {"tokens/s", true}};
   for (size_t i = 0; i < Shown(a) && a.plans[i].fits && chart.series.size() < 6; ++i) {
     const LayoutPlan& plan = a.plans[i];
     LineSeries line{ToString(plan.layout), {}};
     const int64_t last = std::max<int64_t>(1, plan.largest_batch);
     for (int64_t batch = 1;; batch = std::min(batch * 2, last)) {
-      line.points.emplace_back(batch, static_cast<double>(batch) / PredictDecode(a.question.request, plan, batch).total());
+      line.points.emplace_back(batch,
+                               static_cast<double>(batch) / PredictDecode(a.question.request, plan, batch).total());
       if (batch >= last) break;
     }
     chart.series.push_back(std::move(line));
@@ -111,7 +147,9 @@ std::string RateChart(const PlanAnswer& a) {
 }
 
 std::string CacheChart(const PlanAnswer& a) {
-  BarChart chart{.title = "Cache bytes a token", .subtitle = a.question.request.config.architecture_name, .value_label = "bytes",
+  BarChart chart{.title = "Cache bytes a token",
+                 .subtitle = a.question.request.config.architecture_name,
+                 .value_label = "bytes",
                  .log = true};
   chart.series = {{"bytes", {}}};
   for (const CacheCost& cost : PlanCacheCosts(a)) {
@@ -126,8 +164,10 @@ std::string CacheChart(const PlanAnswer& a) {
 std::string PlanJson(const PlanAnswer& a) {
   json::array layouts;
   for (const LayoutPlan& plan : a.plans) layouts.push_back(LayoutJson(plan));
-  json::object answer{{"model", ModelJson(a)}, {"machine", MachineJson(a)},
-                      {"work", WorkJson(a.question.request, a.plans.front().stages.front().setup)}, {"layouts", std::move(layouts)}};
+  json::object answer{{"model", ModelJson(a)},
+                      {"machine", MachineJson(a)},
+                      {"work", WorkJson(a.question.request, a.plans.front().stages.front().setup)},
+                      {"layouts", std::move(layouts)}};
   return json::serialize(answer) + "\n";
 }
 

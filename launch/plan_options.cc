@@ -50,8 +50,10 @@ class MachineFlags {
 
   template <typename T, typename V>
   void Set(const char* flag, const std::optional<T>& given, V& value, double scale = 1) {
-    if (given) value = static_cast<V>(static_cast<double>(*given) * scale);
-    else assumed_.push_back(flag);
+    if (given)
+      value = static_cast<V>(static_cast<double>(*given) * scale);
+    else
+      assumed_.push_back(flag);
   }
   Status SetRate(const char* flag, const std::string& given, double& value) {
     if (given.empty()) {
@@ -73,10 +75,14 @@ Result<Hardware> ReadMachine(const PlanFlags& f, std::vector<std::string>& assum
   hw.ranks = gpu ? std::max(1, f.gpus) : f.ranks;
   MachineFlags flags(assumed);
   uint64_t memory = gpu ? f.gpu_memory : f.rank_memory;
-  if (memory > 0) hw.memory = memory;
-  else assumed.push_back(gpu ? "--gpu-memory" : "--rank-memory");
-  if (f.reserve != UINT64_MAX) hw.reserve = f.reserve;
-  else if (gpu) assumed.push_back("--reserve");
+  if (memory > 0)
+    hw.memory = memory;
+  else
+    assumed.push_back(gpu ? "--gpu-memory" : "--rank-memory");
+  if (f.reserve != UINT64_MAX)
+    hw.reserve = f.reserve;
+  else if (gpu)
+    assumed.push_back("--reserve");
   flags.Set(gpu ? "--gpus-per-node" : "--ranks-per-node", f.per_node, hw.ranks_per_node);
   if (!f.measured.empty()) {
     LM_RETURN_IF_ERROR(ApplyMeasured(f.measured, hw));
@@ -102,7 +108,8 @@ void PlanFlags::Register(FlagSet& flags) {
   flags.Section("Model (no weights needed)");
   flags.Add("--model", &model, "Checkpoint folder or a config.json");
   flags.Required("--model");
-  flags.Section("Machine: --gpus, or --ranks for CPU ranks (unset: one H200 a GPU, or a modest CPU; the report says so)");
+  flags.Section(
+      "Machine: --gpus, or --ranks for CPU ranks (unset: one H200 a GPU, or a modest CPU; the report says so)");
   flags.Add("--gpus", &gpus, "GPUs, one rank each", kNonNegative);
   flags.AddSize("--gpu-memory", &gpu_memory, "Memory of one GPU, e.g. 141GB");
   flags.Add("--ranks", &ranks, "CPU ranks", kNonNegative);
@@ -147,8 +154,11 @@ Result<double> ParseQuantity(const std::string& flag, const std::string& text, d
   std::string unit(end == nullptr ? "" : end);
   while (!unit.empty() && (unit.back() == 'B' || unit.back() == 'b')) unit.pop_back();
   size_t power = unit.empty() ? 0 : std::string("kmgtp").find(static_cast<char>(std::tolower(unit[0]))) + 1;
-  bool bad = end == t.c_str() || unit.size() > 1 || (!unit.empty() && power == 0) || !std::isfinite(number) || number < 0;
-  if (bad) return InvalidArgument(fmt::format("{}: '{}' is not a number like {}", flag, text, k == 1024 ? "4096 or 128k" : "50GB/s or 680T"));
+  bool bad =
+      end == t.c_str() || unit.size() > 1 || (!unit.empty() && power == 0) || !std::isfinite(number) || number < 0;
+  if (bad)
+    return InvalidArgument(
+        fmt::format("{}: '{}' is not a number like {}", flag, text, k == 1024 ? "4096 or 128k" : "50GB/s or 680T"));
   return number * std::pow(k, static_cast<double>(power));
 }
 

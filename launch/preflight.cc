@@ -15,7 +15,7 @@
 namespace latentmesh {
 namespace {
 
-constexpr size_t kMostBytes = 32'000'000;      // a rank brings to one collective
+constexpr size_t kMostBytes = 32'000'000;  // a rank brings to one collective
 constexpr int kDecodeTokens = 16, kPrefillTokens = 512;
 
 struct PreflightFlags {
@@ -26,7 +26,8 @@ struct PreflightFlags {
   int simulate_slow_rank = -1;
 };
 
-// What a step of the model sends: sums over tp, and rows to the ranks of experts. Activations are f32 on CPUs, bf16 on GPUs.
+// What a step of the model sends: sums over tp, and rows to the ranks of experts. Activations are f32 on CPUs, bf16 on
+// GPUs.
 std::vector<CollectiveSize> ModelSizes(const ModelConfig& config, int ranks, size_t element) {
   std::vector<CollectiveSize> sizes;
   double row = static_cast<double>(config.hidden_size) * static_cast<double>(element);
@@ -36,7 +37,8 @@ std::vector<CollectiveSize> ModelSizes(const ModelConfig& config, int ranks, siz
     std::string purpose = fmt::format("{}, {} tokens", step, tokens);
     sizes.push_back({"all-reduce", purpose, std::min(kMostBytes, static_cast<size_t>(tokens * row))});
     if (config.n_routed_experts > 0)
-      sizes.push_back({"all-to-all", purpose, std::min(kMostBytes, static_cast<size_t>(tokens * row * copies.ranks()))});
+      sizes.push_back(
+          {"all-to-all", purpose, std::min(kMostBytes, static_cast<size_t>(tokens * row * copies.ranks()))});
   }
   return sizes;
 }
@@ -62,8 +64,10 @@ class PreflightCommand : public Command {
     flags.AddSwitch("--share-gpu", &f_.share_gpu, "Several ranks may use one GPU");
     flags.Section("Bounds (exit code 5 when something is outside)");
     flags.Add("--slow-factor", &f_.slow_factor, "A rate this many times below the usual one is slow", {.min = 1});
-    flags.AddSwitch("--require-rdma", &f_.require_rdma, "Refuse hosts without an active InfiniBand or RoCE port (exit code 6)");
-    flags.Add("--step-timeout", &f_.step_timeout, "Seconds a rank waits for another before the job is ended", {.min = 0.1});
+    flags.AddSwitch("--require-rdma", &f_.require_rdma,
+                    "Refuse hosts without an active InfiniBand or RoCE port (exit code 6)");
+    flags.Add("--step-timeout", &f_.step_timeout, "Seconds a rank waits for another before the job is ended",
+              {.min = 0.1});
     flags.Section("Output");
     flags.Add("--json", &f_.json_file, "File for everything measured; `latentmesh plan --measured` reads it");
     flags.Section("For tests");
@@ -162,8 +166,15 @@ class PreflightCommand : public Command {
     if (answer.verdict.problems.empty()) return Status::Ok();
     bool no_rdma = f_.require_rdma && !answer.verdict.rdma;
     return Status(no_rdma ? StatusCode::kUnavailable : StatusCode::kMismatch,
-                  fmt::format("preflight found {} problem{}: {}", answer.verdict.problems.size(),
-                              answer.verdict.problems.size() == 1 ? "" : "s", fmt::join(answer.verdict.problems, "; ")));
+                  "preflight: " + Shortened(answer.verdict.problems));
+  }
+
+  static std::string Shortened(std::vector<std::string> problems) {
+    constexpr size_t kShown = 4;
+    size_t more = problems.size() > kShown ? problems.size() - kShown : 0;
+    problems.resize(problems.size() - more);
+    std::string text = fmt::format("{}", fmt::join(problems, "; "));
+    return more == 0 ? text : text + fmt::format("; and {} more (see above)", more);
   }
 
   PreflightFlags f_;

@@ -28,7 +28,8 @@ std::string FirstLine(const fs::path& path) {
 std::vector<fs::path> Entries(const fs::path& folder) {
   std::vector<fs::path> entries;
   std::error_code error;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) entries.push_back(it->path());
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    entries.push_back(it->path());
   std::sort(entries.begin(), entries.end());
   return entries;
 }
@@ -113,8 +114,9 @@ void AddInfiniBand(std::vector<NetworkPort>& ports) {
 
 std::vector<std::string> TransportSettings() {
   std::vector<std::string> settings;
-  for (const char* name : {"OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl", "OMPI_MCA_btl_tcp_if_include", "UCX_TLS", "UCX_NET_DEVICES",
-                           "FI_PROVIDER", "MPIR_CVAR_CH4_NETMOD", "NCCL_IB_DISABLE", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"}) {
+  for (const char* name :
+       {"OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl", "OMPI_MCA_btl_tcp_if_include", "UCX_TLS", "UCX_NET_DEVICES",
+        "FI_PROVIDER", "MPIR_CVAR_CH4_NETMOD", "NCCL_IB_DISABLE", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"}) {
     std::string value = EnvironmentVariable(name);
     if (!value.empty()) settings.push_back(std::string(name) + "=" + value);
   }

@@ -48,7 +48,8 @@ class Judgement {
  private:
   void Versions() {
     using Field = std::string RankProbe::*;
-    for (auto [what, field] : {std::pair<const char*, Field>{"latentmesh", &RankProbe::version}, {"MPI", &RankProbe::mpi}})
+    for (auto [what, field] :
+         {std::pair<const char*, Field>{"latentmesh", &RankProbe::version}, {"MPI", &RankProbe::mpi}})
       for (const RankProbe& probe : probes_)
         if (probe.*field != probes_.front().*field) {
           v_.problems.push_back(fmt::format("{} runs {} {}, {} runs {}", Name(probes_, probe.rank), what, probe.*field,
@@ -66,8 +67,8 @@ class Judgement {
     for (const RankProbe& probe : probes_) {
       if (!(probe.*field > 0) || probe.*field * bounds_.slow_factor >= usual) continue;
       slow_.insert(probe.rank);
-      v_.problems.push_back(fmt::format("{} is slow: it {} {}, usual are {}", Name(probes_, probe.rank), what, format(probe.*field),
-                                        format(usual)));
+      v_.problems.push_back(fmt::format("{} is slow: it {} {}, usual are {}", Name(probes_, probe.rank), what,
+                                        format(probe.*field), format(usual)));
     }
   }
 
@@ -84,13 +85,15 @@ class Judgement {
     for (auto [rank, count] : bad)
       if (count >= 2 && count * 2 >= all[rank] && IsWorst(rank, bad, all, links)) by_links.insert(rank);
     for (int rank : by_links)
-      v_.problems.push_back(fmt::format("{} is slow: {} of its {} measured links are", Name(probes_, rank), bad[rank], all[rank]));
+      v_.problems.push_back(
+          fmt::format("{} is slow: {} of its {} measured links are", Name(probes_, rank), bad[rank], all[rank]));
     slow_.insert(by_links.begin(), by_links.end());
     for (const LinkProbe& link : slow) {
       if (slow_.count(link.from) > 0 || slow_.count(link.to) > 0) continue;
       v_.slow_links.push_back(link);
-      v_.problems.push_back(fmt::format("the link from {} to {} is slow: {}/s, usual are {}/s", Name(probes_, link.from),
-                                        Name(probes_, link.to), FormatSize(link.bandwidth), FormatSize(usual[link.same_host])));
+      v_.problems.push_back(fmt::format("the link from {} to {} is slow: {}/s, usual are {}/s",
+                                        Name(probes_, link.from), Name(probes_, link.to), FormatSize(link.bandwidth),
+                                        FormatSize(usual[link.same_host])));
     }
   }
 
@@ -116,16 +119,18 @@ class Judgement {
         v_.notes.push_back(fmt::format("{}: {} ranks share {} cores", host, use.first, use.second.size()));
     for (const RankProbe& probe : probes_)
       if (probe.numa_nodes.size() > 1 && hosts[probe.host].first > 1) {
-        v_.notes.push_back(fmt::format("{} may run on {} NUMA nodes: bind ranks (mpirun --map-by numa --bind-to core, srun "
-                                       "--cpu-bind=cores)", Name(probes_, probe.rank), probe.numa_nodes.size()));
+        v_.notes.push_back(
+            fmt::format("{} may run on {} NUMA nodes: bind ranks (mpirun --map-by numa --bind-to core, srun "
+                        "--cpu-bind=cores)",
+                        Name(probes_, probe.rank), probe.numa_nodes.size()));
         break;
       }
   }
 
   static bool RdmaOff(const RankProbe& probe) {
     for (const std::string& setting : probe.settings) {
-      if (setting == "NCCL_IB_DISABLE=1" || setting == "OMPI_MCA_pml=ob1" || setting == "UCX_TLS=tcp" || setting == "FI_PROVIDER=tcp" ||
-          setting == "FI_PROVIDER=sockets")
+      if (setting == "NCCL_IB_DISABLE=1" || setting == "OMPI_MCA_pml=ob1" || setting == "UCX_TLS=tcp" ||
+          setting == "FI_PROVIDER=tcp" || setting == "FI_PROVIDER=sockets")
         return true;
     }
     return false;
@@ -134,7 +139,8 @@ class Judgement {
   static const NetworkPort* BestPort(const RankProbe& probe, bool rdma) {
     const NetworkPort* best = nullptr;
     for (const NetworkPort& port : probe.ports)
-      if (port.active && (port.kind != "Ethernet") == rdma && (best == nullptr || port.gigabits > best->gigabits)) best = &port;
+      if (port.active && (port.kind != "Ethernet") == rdma && (best == nullptr || port.gigabits > best->gigabits))
+        best = &port;
     return best;
   }
 
@@ -143,15 +149,21 @@ class Judgement {
     for (const RankProbe& probe : probes_)
       if (BestPort(probe, true) == nullptr || RdmaOff(probe)) without = without == nullptr ? &probe : without;
     v_.rdma = without == nullptr;
-    bool one_host = std::all_of(probes_.begin(), probes_.end(), [&](const RankProbe& p) { return p.host == probes_[0].host; });
+    bool one_host =
+        std::all_of(probes_.begin(), probes_.end(), [&](const RankProbe& p) { return p.host == probes_[0].host; });
     const NetworkPort* port = BestPort(probes_.front(), v_.rdma);
     std::string rate = port != nullptr && port->gigabits > 0 ? fmt::format(" ({:.4g} Gbit/s)", port->gigabits) : "";
-    if (one_host) v_.transport = probes_.size() == 1 ? "none: one rank" : "within one host";
-    else if (v_.rdma) v_.transport = fmt::format("RDMA over {} {}{}", port->kind, port->name, rate);
-    else v_.transport = fmt::format("TCP over {}{}", port == nullptr ? "an unknown port" : port->name, rate);
-    if (!v_.rdma && !one_host && !bounds_.require_rdma) v_.notes.push_back("no RDMA: messages between hosts go over TCP");
+    if (one_host)
+      v_.transport = probes_.size() == 1 ? "none: one rank" : "within one host";
+    else if (v_.rdma)
+      v_.transport = fmt::format("RDMA over {} {}{}", port->kind, port->name, rate);
+    else
+      v_.transport = fmt::format("TCP over {}{}", port == nullptr ? "an unknown port" : port->name, rate);
+    if (!v_.rdma && !one_host && !bounds_.require_rdma)
+      v_.notes.push_back("no RDMA: messages between hosts go over TCP");
     if (bounds_.require_rdma && !v_.rdma)
-      v_.problems.push_back(fmt::format("--require-rdma: {} has no active InfiniBand or RoCE port{}", Name(probes_, without->rank),
+      v_.problems.push_back(fmt::format("--require-rdma: {} has no active InfiniBand or RoCE port{}",
+                                        Name(probes_, without->rank),
                                         RdmaOff(*without) ? " in use: a setting turns it off" : ""));
   }
 
@@ -177,7 +189,9 @@ double ReachedBy(std::vector<double> values, double share) {
   return values[std::min(index, values.size() - 1)];
 }
 
-Verdict Judge(const std::vector<RankProbe>& probes, const PreflightBounds& bounds) { return Judgement(probes, bounds).Run(); }
+Verdict Judge(const std::vector<RankProbe>& probes, const PreflightBounds& bounds) {
+  return Judgement(probes, bounds).Run();
+}
 
 MeasuredRates Summarize(const std::vector<RankProbe>& probes) {
   MeasuredRates rates;
@@ -193,8 +207,10 @@ MeasuredRates Summarize(const std::vector<RankProbe>& probes) {
   double collective = SmallestCollective(probes);
   for (const LinkProbe& link : links)
     if (link.same_host) rates.link_latency = std::max(rates.link_latency, link.latency);
-  if (rates.node_bandwidth > 0) rates.node_latency = collective;
-  else if (rates.link_bandwidth > 0) rates.link_latency = collective;
+  if (rates.node_bandwidth > 0)
+    rates.node_latency = collective;
+  else if (rates.link_bandwidth > 0)
+    rates.link_latency = collective;
   return rates;
 }
 

@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kRepeats = 3;
 constexpr int kSmallRepeats = 10;
 constexpr int64_t kColumns = 4096;
-constexpr size_t kWeightBytes = size_t{256} << 20;   // more than caches hold
+constexpr size_t kWeightBytes = size_t{256} << 20;  // more than caches hold
 constexpr size_t kFileBytes = size_t{64} << 20;
 constexpr double kFileSeconds = 2;
 constexpr auto kSimulatedWait = std::chrono::milliseconds(30);
@@ -53,7 +53,8 @@ class Prober {
  private:
   LinkProbe Exchange(int to, int from);
   void AllPairs(RankProbe& probe);
-  void Distances(RankProbe& probe);
+  void Matching(const std::function<int(int)>& partner_of, RankProbe& probe);
+  void Sample(RankProbe& probe);
   double Collective(const CollectiveSize& size);
   double Slowest(double seconds);
   Tensor Filled(DType dtype, int64_t rows, int64_t cols);
@@ -76,7 +77,8 @@ void Prober::Compute(RankProbe& probe) {
   int64_t rows = std::max<int64_t>(64, static_cast<int64_t>(bytes / (kColumns * DTypeSize(dtype))));
   bool gpu = t_.device.kind() == DeviceKind::kCuda;
   int64_t many = gpu ? 4096 : 64, product_rows = std::min<int64_t>(rows, gpu ? 4096 : 512);
-  Tensor weight = Filled(dtype, rows, kColumns), x = Filled(dtype, many, kColumns), out = Filled(dtype, many, std::max(rows, product_rows));
+  Tensor weight = Filled(dtype, rows, kColumns), x = Filled(dtype, many, kColumns),
+         out = Filled(dtype, many, std::max(rows, product_rows));
   auto product = [&](int64_t tokens, int64_t n) {
     GemmParams p;
     p.x = x.view.Rows(0, tokens);
@@ -114,18 +116,31 @@ void Prober::AllPairs(RankProbe& probe) {
     }
 }
 
-void Prober::Distances(RankProbe& probe) {
-  int me = t_.world.rank(), size = t_.world.size();
-  for (int distance = 1; distance <= size / 2; distance *= 2) {
-    probe.links.push_back(Exchange((me + distance) % size, (me - distance + size) % size));
-    t_.world.Barrier(t_.stream);
+// Disjoint pairs, so that a slow rank delays its partner only.
+void Prober::Matching(const std::function<int(int)>& partner_of, RankProbe& probe) {
+  int me = t_.world.rank(), partner = partner_of(me);
+  if (partner >= 0 && partner < t_.world.size()) {
+    LinkProbe link = Exchange(partner, partner);
+    if (me < partner) probe.links.push_back(link);
   }
+  t_.world.Barrier(t_.stream);
+}
+
+// Neighbours in both ways of pairing them, then ranks 2, 4, 8, ... apart.
+void Prober::Sample(RankProbe& probe) {
+  Matching([](int rank) { return rank ^ 1; }, probe);
+  Matching([](int rank) { return ((rank + 1) ^ 1) - 1; }, probe);
+  for (int distance = 2; distance < t_.world.size(); distance *= 2)
+    Matching([distance](int rank) { return rank ^ distance; }, probe);
 }
 
 void Prober::Links(const std::vector<std::string>& hosts, RankProbe& probe) {
-  if (t_.world.size() <= kAllPairsRanks) AllPairs(probe);
-  else Distances(probe);
-  for (LinkProbe& link : probe.links) link.same_host = hosts[static_cast<size_t>(link.from)] == hosts[static_cast<size_t>(link.to)];
+  if (t_.world.size() <= kAllPairsRanks)
+    AllPairs(probe);
+  else
+    Sample(probe);
+  for (LinkProbe& link : probe.links)
+    link.same_host = hosts[static_cast<size_t>(link.from)] == hosts[static_cast<size_t>(link.to)];
 }
 
 double Prober::Slowest(double seconds) {
@@ -141,20 +156,24 @@ double Prober::Slowest(double seconds) {
 double Prober::Collective(const CollectiveSize& size) {
   size_t ranks = static_cast<size_t>(t_.world.size()), part = std::max<size_t>(4, size.bytes / ranks / 4 * 4);
   size_t bytes = size.operation == "all-reduce" ? std::max<size_t>(4, size.bytes / 4 * 4) : part * ranks;
-  Tensor a(&t_.device, DType::kF32, {static_cast<int64_t>(bytes / 4)}), b(&t_.device, DType::kF32, {static_cast<int64_t>(bytes / 4)});
+  Tensor a(&t_.device, DType::kF32, {static_cast<int64_t>(bytes / 4)}),
+      b(&t_.device, DType::kF32, {static_cast<int64_t>(bytes / 4)});
   t_.device.Fill(a.view.data, 0, bytes, t_.stream);
   std::vector<size_t> parts(ranks, part), offsets(ranks);
   for (size_t r = 0; r < ranks; ++r) offsets[r] = r * part;
   return Best(bytes < 100'000 ? kSmallRepeats : kRepeats, [&] {
-    if (size.operation == "all-reduce") t_.world.AllReduceSum(a.view, t_.stream);
-    else t_.world.AllToAllV({a.view.data, parts, offsets, b.view.data, parts, offsets}, t_.stream);
+    if (size.operation == "all-reduce")
+      t_.world.AllReduceSum(a.view, t_.stream);
+    else
+      t_.world.AllToAllV({a.view.data, parts, offsets, b.view.data, parts, offsets}, t_.stream);
   });
 }
 
 void Prober::Collectives(RankProbe& probe) {
   for (const CollectiveSize& size : options_.collectives) {
     t_.world.Barrier(t_.stream);
-    probe.collectives.push_back({size.operation, size.purpose, static_cast<double>(size.bytes), Slowest(Collective(size))});
+    probe.collectives.push_back(
+        {size.operation, size.purpose, static_cast<double>(size.bytes), Slowest(Collective(size))});
   }
 }
 
@@ -169,7 +188,8 @@ void Prober::Files(RankProbe& probe) {
   int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) return;
   size_t length = std::min<size_t>(size, kFileBytes);
-  off_t begin = static_cast<off_t>((size - length) / static_cast<size_t>(t_.world.size()) * static_cast<size_t>(probe.rank));
+  off_t begin =
+      static_cast<off_t>((size - length) / static_cast<size_t>(t_.world.size()) * static_cast<size_t>(probe.rank));
   posix_fadvise(file, begin, static_cast<off_t>(length), POSIX_FADV_DONTNEED);
   std::vector<char> buffer(size_t{4} << 20);
   Clock::time_point start = Clock::now();
@@ -185,7 +205,8 @@ void Prober::Files(RankProbe& probe) {
 
 }  // namespace
 
-void Measure(const MeasureTools& tools, const MeasureOptions& options, const std::vector<std::string>& hosts, RankProbe& probe) {
+void Measure(const MeasureTools& tools, const MeasureOptions& options, const std::vector<std::string>& hosts,
+             RankProbe& probe) {
   Prober prober(tools, options);
   prober.Compute(probe);
   if (tools.world.size() > 1) {

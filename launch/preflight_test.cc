@@ -47,7 +47,8 @@ TEST(Judge, NamesARankThatComputesSlowly) {
   probes[2].flops = 40e9;
   Verdict verdict = Judge(probes, {});
   EXPECT_THAT(verdict.slow_ranks, ElementsAre(2));
-  EXPECT_THAT(verdict.problems, ElementsAre(HasSubstr("rank 2 on node1 is slow: it multiplies at 40 GFLOP/s, usual are 100")));
+  EXPECT_THAT(verdict.problems,
+              ElementsAre(HasSubstr("rank 2 on node1 is slow: it multiplies at 40 GFLOP/s, usual are 100")));
   EXPECT_THAT(Judge(probes, {.slow_factor = 3}).problems, IsEmpty());
   auto two = EqualRanks(2);
   two[1].memory_bandwidth = 1e9;
@@ -68,12 +69,13 @@ TEST(Judge, NamesARankAllOfWhoseLinksAreSlow) {
 
 TEST(Judge, NamesASingleSlowLink) {
   auto probes = EqualRanks(8);
-  probes[1].links[3].bandwidth /= 5;      // to rank 5
+  probes[1].links[3].bandwidth /= 5;  // to rank 5
   Verdict verdict = Judge(probes, {});
   EXPECT_THAT(verdict.slow_ranks, IsEmpty());
   ASSERT_EQ(verdict.slow_links.size(), 1u);
   EXPECT_EQ(verdict.slow_links[0].to, 5);
-  EXPECT_THAT(verdict.problems, ElementsAre(HasSubstr("the link from rank 1 on node0 to rank 5 on node2 is slow: 200.00 MB/s")));
+  EXPECT_THAT(verdict.problems,
+              ElementsAre(HasSubstr("the link from rank 1 on node0 to rank 5 on node2 is slow: 200.00 MB/s")));
 }
 
 TEST(Judge, RequiresRdmaOnEveryHost) {

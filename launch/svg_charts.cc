@@ -27,8 +27,8 @@ struct Extent {
 };
 
 // Title, subtitle and legend; returns the y below them.
-double Head(SvgCanvas& canvas, const std::string& title, const std::string& subtitle, const std::vector<std::string>& names,
-            int width) {
+double Head(SvgCanvas& canvas, const std::string& title, const std::string& subtitle,
+            const std::vector<std::string>& names, int width) {
   canvas.Text(16, 24, title, "title");
   double y = 24;
   if (!subtitle.empty()) canvas.Text(16, y += 18, subtitle, "label");
@@ -74,7 +74,7 @@ Extent BarExtent(const BarChart& chart) {
 }
 
 struct BarRow {
-  double top, thick;                 // of one bar
+  double top, thick;  // of one bar
 };
 
 void DrawCategory(SvgCanvas& canvas, const BarChart& chart, size_t category, const AxisScale& x, BarRow row) {
@@ -167,8 +167,10 @@ std::string StackSvgs(const std::vector<std::string>& charts) {
     width = std::max(width, HeadNumber(chart, "width"));
     height += HeadNumber(chart, "height");
   }
-  return fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\">\n", width,
-                     height) + inner + "</svg>\n";
+  return fmt::format(
+             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\">\n", width,
+             height) +
+         inner + "</svg>\n";
 }
 
 }  // namespace latentmesh

@@ -35,9 +35,18 @@ bool WellFormed(const std::string& svg) {
 TEST(AxisTicks, CoverTheRangeWithRoundSteps) {
   EXPECT_EQ(AxisTicks(0, 10, 5, false), (std::vector<double>{0, 2, 4, 6, 8, 10}));
   EXPECT_EQ(AxisTicks(1, 1000, 5, true), (std::vector<double>{1, 10, 100, 1000}));
-  struct Case { double low, high; bool log; };
-  for (auto [low, high, log] : {Case{0, 0, false}, {-3, 7.1, false}, {5, 5, false}, {1e-7, 3e-7, true}, {3, 3, true},
-                                {0.2, 9e9, true}, {12, 19, true}, {0, 1.23e15, false}}) {
+  struct Case {
+    double low, high;
+    bool log;
+  };
+  for (auto [low, high, log] : {Case{0, 0, false},
+                                {-3, 7.1, false},
+                                {5, 5, false},
+                                {1e-7, 3e-7, true},
+                                {3, 3, true},
+                                {0.2, 9e9, true},
+                                {12, 19, true},
+                                {0, 1.23e15, false}}) {
     auto ticks = AxisTicks(low, high, 6, log);
     ASSERT_GE(ticks.size(), 2u);
     EXPECT_LE(ticks.size(), 20u) << low << " " << high;
@@ -62,7 +71,7 @@ TEST(LineChart, DrawsEverySeriesInsideThePicture) {
   std::string svg = RenderSvg(chart);
   EXPECT_TRUE(WellFormed(svg)) << svg;
   EXPECT_EQ(Count(svg, "<polyline"), 2);
-  EXPECT_EQ(Count(svg, "<circle"), 3);          // NaN and x = 0 on a log axis are left out
+  EXPECT_EQ(Count(svg, "<circle"), 3);  // NaN and x = 0 on a log axis are left out
   EXPECT_EQ(Count(svg, "a &lt; b &amp; &quot;c&quot;"), 2);
   static const std::regex place("c([xy])=\"([-0-9.]+)\"");
   for (std::sregex_iterator it(svg.begin(), svg.end(), place), end; it != end; ++it) {
@@ -73,7 +82,11 @@ TEST(LineChart, DrawsEverySeriesInsideThePicture) {
 }
 
 TEST(BarChart, StacksAddUp) {
-  BarChart chart{.title = "memory", .value_label = "GB", .categories = {"tp8", "dp8"}, .stacked = true, .limit = 40,
+  BarChart chart{.title = "memory",
+                 .value_label = "GB",
+                 .categories = {"tp8", "dp8"},
+                 .stacked = true,
+                 .limit = 40,
                  .limit_label = "limit"};
   chart.series = {{"weights", {10, 20}}, {"cache", {5}}};
   std::string svg = RenderSvg(chart);
@@ -83,14 +96,15 @@ TEST(BarChart, StacksAddUp) {
   for (std::sregex_iterator it(svg.begin(), svg.end(), bar), end; it != end; ++it)
     bars.emplace_back(std::stod((*it)[1]), std::stod((*it)[2]));
   ASSERT_EQ(bars.size(), 4u);
-  EXPECT_NEAR(bars[0].second, 2 * bars[1].second, 0.3);           // 10 and 5
+  EXPECT_NEAR(bars[0].second, 2 * bars[1].second, 0.3);  // 10 and 5
   EXPECT_NEAR(bars[1].first, bars[0].first + bars[0].second, 0.3);
-  EXPECT_NEAR(bars[2].second, 2 * bars[0].second, 0.3);           // 20
-  EXPECT_EQ(bars[3].second, 0);                                   // missing value
+  EXPECT_NEAR(bars[2].second, 2 * bars[0].second, 0.3);  // 20
+  EXPECT_EQ(bars[3].second, 0);                          // missing value
 }
 
 TEST(Charts, StackOneBelowTheOther) {
-  std::string svg = StackSvgs({RenderSvg(LineChart{.width = 300, .height = 200}), RenderSvg(LineChart{.width = 500, .height = 100})});
+  std::string svg =
+      StackSvgs({RenderSvg(LineChart{.width = 300, .height = 200}), RenderSvg(LineChart{.width = 500, .height = 100})});
   EXPECT_TRUE(WellFormed(svg));
   EXPECT_EQ(Count(svg, "viewBox=\"0 0 500 300\""), 1);
   EXPECT_EQ(Count(svg, "<svg y=\"200\""), 1);

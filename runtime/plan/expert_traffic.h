@@ -1,5 +1,6 @@
-// What expert parallelism sends over links, on average. Choices are taken as even: groups are drawn evenly, then experts
-// evenly within the kept groups, which is what balanced routing comes to. Experts are placed in contiguous runs.
+// What expert parallelism sends over links, on average. Choices are taken as even: groups are drawn evenly, then
+// experts evenly within the kept groups, which is what balanced routing comes to. Experts are placed in contiguous
+// runs.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +14,16 @@ namespace latentmesh {
 double ChanceChosen(const ModelConfig& config, Range range);
 
 struct EpGroup {
-  int ranks = 1;               // dp x tp ranks of a stage, consecutive
+  int ranks = 1;  // dp x tp ranks of a stage, consecutive
   int ranks_per_node = 1;
 };
 
 // Copies of one token's row, averaged over the ranks it may start from. The token's own rank is left out.
 struct ExpertCopies {
-  double same_node = 0;        // to other ranks of its node
-  double other_nodes = 0;      // to ranks of other nodes: what is sent when each rank gets its own copy
-  double nodes = 0;            // other nodes reached: what would be sent at one copy a node; at most topk_group when
-                               // groups do not straddle nodes
+  double same_node = 0;    // to other ranks of its node
+  double other_nodes = 0;  // to ranks of other nodes: what is sent when each rank gets its own copy
+  double nodes = 0;        // other nodes reached: what would be sent at one copy a node; at most topk_group when
+                           // groups do not straddle nodes
   double ranks() const { return same_node + other_nodes; }
 };
 ExpertCopies CountCopies(const ModelConfig& config, const EpGroup& group);

@@ -17,7 +17,8 @@ Result<StageModel> PlanStage(const PlanRequest& request, const EngineOptions& re
   int rank = pp * layout.dp * layout.tp;
   LM_ASSIGN_OR_RETURN(ProcessMesh mesh, ProcessMesh::Create(layout, layout.pp * layout.dp * layout.tp, rank));
   StageModel stage;
-  LM_ASSIGN_OR_RETURN(stage.setup, PlanRank(request.config, resolved, mesh, request.stored, Available(request.hardware)));
+  LM_ASSIGN_OR_RETURN(stage.setup,
+                      PlanRank(request.config, resolved, mesh, request.stored, Available(request.hardware)));
   WeightFormats formats{request.stored, WeightsAs::kKept, stage.setup.weight_options.round_to_bf16};
   LM_ASSIGN_OR_RETURN(stage.weights, CountWeights(request.config, stage.setup.shard, formats));
   return stage;
@@ -63,7 +64,8 @@ void FillDecode(const PlanRequest& request, LayoutPlan& plan) {
 
 // A prompt goes through in chunks of max_batch_tokens; shorter prompts share a step.
 StepWork PrefillWork(const PlanRequest& request, const LayoutPlan& plan, bool alone) {
-  double length = static_cast<double>(request.input_len), limit = static_cast<double>(plan.stages[0].setup.limits.max_tokens);
+  double length = static_cast<double>(request.input_len),
+         limit = static_cast<double>(plan.stages[0].setup.limits.max_tokens);
   StepWork work;
   work.tokens = alone ? std::min(length, limit) : limit;
   work.sequences = alone ? 1 : std::max(1.0, limit / length);
@@ -84,7 +86,7 @@ void FillPrefill(const PlanRequest& request, LayoutPlan& plan) {
 
 void FillTraffic(LayoutPlan& plan, const Hardware& hw) {
   const RankSetup& setup = plan.stages[0].setup;
-  if (plan.layout.dp == 1) return;   // nothing is exchanged: every rank holds all tokens
+  if (plan.layout.dp == 1) return;  // nothing is exchanged: every rank holds all tokens
   plan.copies = CountCopies(setup.config, {setup.shard.ep_size(), hw.ranks_per_node});
   int element = static_cast<int>(DTypeSize(setup.activation));
   ExpertBytes bytes = ExpertBytesPerToken(setup.config, plan.copies.ranks(), element, element);
@@ -101,16 +103,19 @@ bool Better(const PlanRequest& request, const LayoutPlan& a, const LayoutPlan& b
 
 }  // namespace
 
-std::vector<ParallelConfig> SensibleLayouts(const ModelConfig& config, const ParallelConfig& wanted, const Hardware& hw) {
+std::vector<ParallelConfig> SensibleLayouts(const ModelConfig& config, const ParallelConfig& wanted,
+                                            const Hardware& hw) {
   std::vector<ParallelConfig> layouts;
   auto asked = [](int want, int value) { return want == 0 || want == value; };
   for (int pp = 1; pp <= hw.ranks; ++pp)
     for (int tp = 1; hw.ranks % pp == 0 && tp <= hw.ranks / pp; ++tp) {
       if (hw.ranks / pp % tp != 0 || !asked(wanted.pp, pp) || !asked(wanted.tp, tp)) continue;
       ParallelConfig layout{tp, hw.ranks / pp / tp, pp, 1};
-      if (!asked(wanted.dp, layout.dp) || (tp > hw.ranks_per_node && wanted.tp == 0 && hw.ranks > hw.ranks_per_node)) continue;
+      if (!asked(wanted.dp, layout.dp) || (tp > hw.ranks_per_node && wanted.tp == 0 && hw.ranks > hw.ranks_per_node))
+        continue;
       for (layout.cp = 1; layout.cp <= tp; layout.cp *= 2)
-        if (tp % layout.cp == 0 && asked(wanted.cp, layout.cp) && ValidateLayout(config, layout).ok()) layouts.push_back(layout);
+        if (tp % layout.cp == 0 && asked(wanted.cp, layout.cp) && ValidateLayout(config, layout).ok())
+          layouts.push_back(layout);
     }
   return layouts;
 }
@@ -130,8 +135,8 @@ Result<LayoutPlan> PlanLayout(const PlanRequest& request, const ParallelConfig& 
   LM_ASSIGN_OR_RETURN(EngineOptions resolved,
                       ResolveOptions(options, request.config, request.hardware.ranks, KindOf(request.hardware)));
   if (request.input_len + request.output_len > resolved.max_model_len)
-    return InvalidArgument(fmt::format("--input-len {} plus --output-len {} is more than --context {}", request.input_len,
-                                       request.output_len, resolved.max_model_len));
+    return InvalidArgument(fmt::format("--input-len {} plus --output-len {} is more than --context {}",
+                                       request.input_len, request.output_len, resolved.max_model_len));
   LayoutPlan plan;
   plan.layout = resolved.layout;
   for (int pp = 0; pp < layout.pp; ++pp) {
@@ -154,9 +159,11 @@ Result<std::vector<LayoutPlan>> PlanLayouts(const PlanRequest& request) {
   std::vector<ParallelConfig> layouts = SensibleLayouts(request.config, request.engine.layout, request.hardware);
   if (layouts.empty()) {
     // Says which flag or field is in the way.
-    LM_RETURN_IF_ERROR(ResolveOptions(request.engine, request.config, request.hardware.ranks, KindOf(request.hardware)).status());
-    return InvalidArgument(fmt::format("no layout of {} ranks divides this model's {} heads and {} layers", request.hardware.ranks,
-                                       request.config.num_attention_heads, request.config.num_hidden_layers));
+    LM_RETURN_IF_ERROR(
+        ResolveOptions(request.engine, request.config, request.hardware.ranks, KindOf(request.hardware)).status());
+    return InvalidArgument(fmt::format("no layout of {} ranks divides this model's {} heads and {} layers",
+                                       request.hardware.ranks, request.config.num_attention_heads,
+                                       request.config.num_hidden_layers));
   }
   std::vector<LayoutPlan> plans;
   for (const ParallelConfig& layout : layouts) {

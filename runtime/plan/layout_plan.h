@@ -1,5 +1,5 @@
-// LayoutPlan: one layout of a model on a machine: bytes a rank by the engine's own PlanRank, the largest batch, traffic and
-// predicted rates. PlanLayouts tries the sensible ones and ranks them.
+// LayoutPlan: one layout of a model on a machine: bytes a rank by the engine's own PlanRank, the largest batch, traffic
+// and predicted rates. PlanLayouts tries the sensible ones and ranks them.
 #pragma once
 
 #include <string>
@@ -15,11 +15,11 @@ struct PlanRequest {
   ModelConfig config;
   StoredDType stored;
   Hardware hardware;
-  EngineOptions engine;            // layout: zeros are tried; max_model_len 0: input + output
-  int64_t batch = 0;               // sequences at once over all ranks; 0: what fits (throughput), 1 (latency)
+  EngineOptions engine;  // layout: zeros are tried; max_model_len 0: input + output
+  int64_t batch = 0;     // sequences at once over all ranks; 0: what fits (throughput), 1 (latency)
   int64_t input_len = 1024;
   int64_t output_len = 256;
-  bool latency = false;            // objective
+  bool latency = false;  // objective
 };
 
 struct LayoutPlan {
@@ -33,21 +33,22 @@ struct LayoutPlan {
   int64_t largest_batch = 0;       // sequences of max_model_len at once, all dp ranks; memory alone
   int64_t batch = 0;               // that the rates are for
   ExpertCopies copies;
-  double expert_bytes = 0;         // sent for one token, all layers, both ways
-  StepTime decode;                 // one step of `batch` sequences
-  StepTime prefill;                // one full step of prompts on every dp rank
-  double prefill_rate = 0;         // tokens/s, all ranks
-  double decode_rate = 0;          // tokens/s, all ranks
-  double ttft = 0;                 // seconds, one prompt alone
-  double tpot = 0;                 // seconds a token at `batch`
-  double request_seconds = 0;      // ttft + output_len x tpot
-  double output_rate = 0;          // output tokens/s when prompts and outputs share the machine
+  double expert_bytes = 0;     // sent for one token, all layers, both ways
+  StepTime decode;             // one step of `batch` sequences
+  StepTime prefill;            // one full step of prompts on every dp rank
+  double prefill_rate = 0;     // tokens/s, all ranks
+  double decode_rate = 0;      // tokens/s, all ranks
+  double ttft = 0;             // seconds, one prompt alone
+  double tpot = 0;             // seconds a token at `batch`
+  double request_seconds = 0;  // ttft + output_len x tpot
+  double output_rate = 0;      // output tokens/s when prompts and outputs share the machine
 
   const MemoryPlan& memory() const { return stages[static_cast<size_t>(fullest)].setup.plan; }
 };
 
 // All layouts of world ranks that divide the model; tp stays within a node where it can.
-std::vector<ParallelConfig> SensibleLayouts(const ModelConfig& config, const ParallelConfig& wanted, const Hardware& hardware);
+std::vector<ParallelConfig> SensibleLayouts(const ModelConfig& config, const ParallelConfig& wanted,
+                                            const Hardware& hardware);
 
 // kInvalidArgument for flags that no layout can take.
 Result<LayoutPlan> PlanLayout(const PlanRequest& request, const ParallelConfig& layout);
@@ -58,7 +59,8 @@ StepTime PredictDecode(const PlanRequest& request, const LayoutPlan& plan, int64
 // The best first; those that do not fit come last.
 Result<std::vector<LayoutPlan>> PlanLayouts(const PlanRequest& request);
 
-// kResourceExhausted, when none fits: the closest layout's numbers, and the context or the number of ranks that would do.
+// kResourceExhausted, when none fits: the closest layout's numbers, and the context or the number of ranks that would
+// do.
 Status RefusalOf(const PlanRequest& request, const std::vector<LayoutPlan>& plans);
 
 }  // namespace latentmesh

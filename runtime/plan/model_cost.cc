@@ -21,7 +21,8 @@ class Counter {
       w_.norms.Add(Vector("model.norm.weight", c_.hidden_size));
       w_.head = Linear(c_.tie_word_embeddings ? "model.embed_tokens" : "lm_head", s_.vocab.count, c_.hidden_size);
     }
-    for (int64_t i = s_.layers.begin; i < s_.layers.end(); ++i) Layer(fmt::format("model.layers.{}.", i), c_.is_moe_layer(i));
+    for (int64_t i = s_.layers.begin; i < s_.layers.end(); ++i)
+      Layer(fmt::format("model.layers.{}.", i), c_.is_moe_layer(i));
     return w_;
   }
   const Status& status() const { return status_; }
@@ -36,7 +37,8 @@ class Counter {
 
   WeightPart Linear(const std::string& name, int64_t rows, int64_t cols) {
     DType dtype = Stored(name + ".weight");
-    bool narrow = formats_.as == WeightsAs::kKept && formats_.round_to_bf16 && (dtype == DType::kF32 || dtype == DType::kF16);
+    bool narrow =
+        formats_.as == WeightsAs::kKept && formats_.round_to_bf16 && (dtype == DType::kF32 || dtype == DType::kF16);
     WeightPart part{rows * cols, static_cast<uint64_t>(rows * cols) * DTypeSize(narrow ? DType::kBF16 : dtype)};
     int64_t br = c_.quantization.block_rows, bc = c_.quantization.block_cols;
     if (dtype == DType::kF8E4M3) part.bytes += static_cast<uint64_t>((rows + br - 1) / br * ((cols + bc - 1) / bc)) * 4;
@@ -57,7 +59,8 @@ class Counter {
   WeightPart KvB(const std::string& p) {
     int64_t rows = s_.heads.count * (c_.qk_nope_head_dim + c_.v_head_dim);
     DType dtype = Stored(p + "kv_b_proj.weight");
-    if (formats_.as == WeightsAs::kPublished || dtype != DType::kF8E4M3) return Linear(p + "kv_b_proj", rows, c_.kv_lora_rank);
+    if (formats_.as == WeightsAs::kPublished || dtype != DType::kF8E4M3)
+      return Linear(p + "kv_b_proj", rows, c_.kv_lora_rank);
     uint64_t size = formats_.round_to_bf16 ? 2 : 4;
     return {rows * c_.kv_lora_rank, static_cast<uint64_t>(rows * c_.kv_lora_rank) * size};
   }
@@ -115,10 +118,14 @@ class Counter {
   void Layer(const std::string& p, bool is_moe) {
     w_.norms.Add(Vector(p + "input_layernorm.weight", c_.hidden_size));
     w_.norms.Add(Vector(p + "post_attention_layernorm.weight", c_.hidden_size));
-    if (c_.is_mla()) Mla(p + "self_attn.");
-    else Gqa(p + "self_attn.");
-    if (is_moe) Moe(p + "mlp.");
-    else w_.dense.Add(Mlp(p + "mlp.", s_.dense_width.count));
+    if (c_.is_mla())
+      Mla(p + "self_attn.");
+    else
+      Gqa(p + "self_attn.");
+    if (is_moe)
+      Moe(p + "mlp.");
+    else
+      w_.dense.Add(Mlp(p + "mlp.", s_.dense_width.count));
   }
 
   const ModelConfig& c_;
@@ -167,7 +174,8 @@ double TouchedShare(const ModelConfig& config, double tokens) {
 }
 
 double DecodeWeightBytes(const ModelConfig& config, const RankWeights& model, double batch) {
-  return static_cast<double>(model.EveryToken().bytes) + static_cast<double>(model.experts.bytes) * TouchedShare(config, batch);
+  return static_cast<double>(model.EveryToken().bytes) +
+         static_cast<double>(model.experts.bytes) * TouchedShare(config, batch);
 }
 
 int64_t ExpandedPairFlops(const ModelConfig& c) {

@@ -1,5 +1,5 @@
-// ModelCost: what the parts of a model hold, and what a token costs, on one rank of a layout. Pure arithmetic on the config;
-// nothing is hard-coded for a model. The memory plan itself comes from PlanRank; a test holds the two together.
+// ModelCost: what the parts of a model hold, and what a token costs, on one rank of a layout. Pure arithmetic on the
+// config; nothing is hard-coded for a model. The memory plan itself comes from PlanRank; a test holds the two together.
 #pragma once
 
 #include <cstdint>
@@ -10,31 +10,31 @@
 namespace latentmesh {
 
 enum class WeightsAs {
-  kPublished,    // as the checkpoint stores them: FP8 kv_b_proj, router in its own dtype
-  kKept,         // as a rank keeps them (LayOutWeights): kv_b_proj dequantised, router and norms f32
+  kPublished,  // as the checkpoint stores them: FP8 kv_b_proj, router in its own dtype
+  kKept,       // as a rank keeps them (LayOutWeights): kv_b_proj dequantised, router and norms f32
 };
 
 struct WeightPart {
   int64_t params = 0;
-  uint64_t bytes = 0;              // block scales included
+  uint64_t bytes = 0;  // block scales included
   void Add(const WeightPart& other) { params += other.params, bytes += other.bytes; }
 };
 
 // One rank's weights, all its layers together.
 struct RankWeights {
-  WeightPart embedding;            // only rows of the tokens at hand are read
+  WeightPart embedding;  // only rows of the tokens at hand are read
   WeightPart attention;
-  WeightPart dense;                // MLPs of layers without experts
-  WeightPart shared;               // shared experts
+  WeightPart dense;   // MLPs of layers without experts
+  WeightPart shared;  // shared experts
   WeightPart router;
   WeightPart norms;
   WeightPart head;
-  WeightPart experts;              // all routed experts this rank holds
+  WeightPart experts;  // all routed experts this rank holds
   int64_t moe_layers = 0;
-  int64_t local_experts = 0;       // a layer
-  WeightPart kv_b;                 // part of `attention`: what expanded attention multiplies each cached token by
+  int64_t local_experts = 0;  // a layer
+  WeightPart kv_b;            // part of `attention`: what expanded attention multiplies each cached token by
 
-  WeightPart EveryToken() const;   // what every step reads: all but embedding and routed experts
+  WeightPart EveryToken() const;  // what every step reads: all but embedding and routed experts
   WeightPart Total() const;
 };
 
@@ -57,8 +57,8 @@ double TouchedShare(const ModelConfig& config, double tokens);
 double DecodeWeightBytes(const ModelConfig& config, const RankWeights& model, double batch);
 
 // Multiply-adds times two of one (query, key) pair, one head and one layer (DeepSeek-V2, section 2.1.3).
-int64_t ExpandedPairFlops(const ModelConfig& config);   // 2 (nope + rope + v); Llama: 4 head_dim
-int64_t AbsorbedPairFlops(const ModelConfig& config);   // 2 (2 kv_lora_rank + rope); Llama: the same as expanded
+int64_t ExpandedPairFlops(const ModelConfig& config);  // 2 (nope + rope + v); Llama: 4 head_dim
+int64_t AbsorbedPairFlops(const ModelConfig& config);  // 2 (2 kv_lora_rank + rope); Llama: the same as expanded
 // n* over `cached` tokens: expanding is cheaper for more queries; infinite where it never is. See ExpandIsCheaper.
 double CrossoverQueries(const ModelConfig& config, double cached);
 

@@ -20,7 +20,8 @@ RankWeights Published(const ModelConfig& config) {
   return CountModel(config, {PublishedFormats(config).value(), WeightsAs::kPublished}).value();
 }
 
-// Published figures: 671 B parameters, 37 B used by a token (DeepSeek-V3 report); 15.7 B and 2.4 B (DeepSeek-V2 report).
+// Published figures: 671 B parameters, 37 B used by a token (DeepSeek-V3 report); 15.7 B and 2.4 B (DeepSeek-V2
+// report).
 TEST(ModelCost, ParametersOfPublishedModels) {
   RankWeights v3 = Published(V3());
   EXPECT_NEAR(static_cast<double>(v3.Total().params), 671e9, 0.1e9);
@@ -53,7 +54,8 @@ TEST(ModelCost, AttentionWorkAndCrossover) {
   for (int64_t context : {16, 200, 4096, 100000})
     for (int64_t queries : {1, 20, 100, 160, 170, 171, 200})
       EXPECT_EQ(static_cast<double>(queries) > CrossoverQueries(config, static_cast<double>(context)),
-                ExpandIsCheaper(config, queries, context)) << queries << " of " << context;
+                ExpandIsCheaper(config, queries, context))
+          << queries << " of " << context;
 }
 
 TEST(ModelCost, PartsOfALayoutAddUpToTheModel) {
@@ -83,7 +85,8 @@ void ExpectCountsAsLaidOut(const ModelConfig& config, const StoredDType& stored,
   int ranks = layout.tp * layout.dp * layout.pp;
   for (int r = 0; r < ranks; ++r) {
     ModelShard shard = MakeShard(config, ProcessMesh::Create(layout, ranks, r).value());
-    auto placement = ExpertPlacement::Contiguous(std::max(1, static_cast<int>(config.n_routed_experts)), shard.ep_size());
+    auto placement =
+        ExpertPlacement::Contiguous(std::max(1, static_cast<int>(config.n_routed_experts)), shard.ep_size());
     Arena arena;
     auto laid_out = LayOutWeights(config, shard, placement, {bf16}, stored, arena, nullptr);
     ASSERT_TRUE(laid_out.ok()) << laid_out.status().message();
@@ -109,7 +112,8 @@ TEST(ModelCost, CountsWhatIsLaidOut) {
 
 // Every tensor of a real checkpoint has the dtype told from its config.
 TEST(StoredFormats, AreThoseOfRealCheckpoints) {
-  for (std::string folder : {"launch/demo", "tests/golden/v3-tiny-fp8", "tests/golden/v2-tiny", "tests/golden/llama-gqa"}) {
+  for (std::string folder :
+       {"launch/demo", "tests/golden/v3-tiny-fp8", "tests/golden/v2-tiny", "tests/golden/llama-gqa"}) {
     SCOPED_TRACE(folder);
     ModelConfig config = LoadModelConfig(folder).value();
     auto checkpoint = Checkpoint::Open(folder);

@@ -23,7 +23,8 @@ int64_t LongestContext(const std::vector<LayoutPlan>& plans) {
   for (const LayoutPlan& plan : plans) {
     int64_t least = INT64_MAX;
     for (const StageModel& stage : plan.stages) {
-      int64_t blocks = static_cast<int64_t>(stage.setup.cache_budget / std::max<uint64_t>(1, stage.setup.cache.BytesPerBlock()));
+      int64_t blocks =
+          static_cast<int64_t>(stage.setup.cache_budget / std::max<uint64_t>(1, stage.setup.cache.BytesPerBlock()));
       least = std::min(least, blocks * stage.setup.limits.block_size * plan.layout.cp);
     }
     longest = std::max(longest, least);
@@ -50,11 +51,12 @@ Status RefusalOf(const PlanRequest& request, const std::vector<LayoutPlan>& plan
   const RankSetup& setup = best.stages[static_cast<size_t>(best.fullest)].setup;
   uint64_t one = setup.cache.BytesPerBlock() * static_cast<uint64_t>(setup.blocks_per_sequence());
   std::string text = fmt::format(
-      "does not fit on {} x {} of {}: the least a rank needs is weights {} + activations {} + communication {} + cache {} for one "
-      "sequence of {} tokens ({}), and {} are free for it", request.hardware.ranks, request.hardware.name,
-      Gigabytes(request.hardware.memory), Gigabytes(setup.plan.weights), Gigabytes(setup.plan.activations),
-      Gigabytes(setup.plan.communication), Gigabytes(one), setup.limits.max_model_len, ToString(best.layout),
-      Gigabytes(setup.plan.available));
+      "does not fit on {} x {} of {}: the least a rank needs is weights {} + activations {} + communication {} + cache "
+      "{} for one "
+      "sequence of {} tokens ({}), and {} are free for it",
+      request.hardware.ranks, request.hardware.name, Gigabytes(request.hardware.memory), Gigabytes(setup.plan.weights),
+      Gigabytes(setup.plan.activations), Gigabytes(setup.plan.communication), Gigabytes(one),
+      setup.limits.max_model_len, ToString(best.layout), Gigabytes(setup.plan.available));
   std::vector<std::string> ways;
   if (int64_t context = LongestContext(plans); context >= setup.limits.block_size)
     ways.push_back(fmt::format("--context {}", context));

@@ -16,16 +16,20 @@ struct Part {
 
 void Run(const Part& part, const Hardware& hw, StepTime& time) {
   double memory = (part.weight_bytes + part.cache_bytes) / hw.memory_bandwidth, compute = part.flops / hw.flops;
-  if (compute > memory) time.flops += compute;
-  else if (part.cache_bytes > part.weight_bytes) time.cache += memory;
-  else time.weights += memory;
+  if (compute > memory)
+    time.flops += compute;
+  else if (part.cache_bytes > part.weight_bytes)
+    time.cache += memory;
+  else
+    time.weights += memory;
 }
 
 Part Projections(const StageModel& stage, const StepWork& work) {
   RankWeights w = stage.weights;
   Part part;
   double params = static_cast<double>(w.attention.params + w.dense.params + w.shared.params);
-  part.flops = 2 * params * work.tokens + 2 * static_cast<double>(w.router.params) * work.tokens / stage.setup.shard.layout.tp;
+  part.flops =
+      2 * params * work.tokens + 2 * static_cast<double>(w.router.params) * work.tokens / stage.setup.shard.layout.tp;
   part.weight_bytes = static_cast<double>(w.EveryToken().bytes - w.head.bytes);
   return part;
 }
@@ -75,22 +79,24 @@ double ExchangeSeconds(const StageModel& stage, const Hardware& hw, const StepWo
   const ModelShard& shard = stage.setup.shard;
   if (shard.layout.dp == 1) return 0;
   ExpertCopies copies = CountCopies(stage.setup.config, {shard.ep_size(), hw.ranks_per_node});
-  double row = static_cast<double>(stage.setup.config.hidden_size) * static_cast<double>(DTypeSize(stage.setup.activation));
+  double row =
+      static_cast<double>(stage.setup.config.hidden_size) * static_cast<double>(DTypeSize(stage.setup.activation));
   double bytes = work.tokens / shard.layout.tp * row;
   bool far = shard.ep_size() > hw.ranks_per_node;
   return 2 * bytes * (copies.same_node / hw.link_bandwidth + copies.other_nodes / hw.node_bandwidth) +
          4 * (far ? hw.node_latency : hw.link_latency);
 }
 
-// Under cp an absorbed step gathers the queries of the cp group's heads and returns their partial outputs and sums; an expanded
-// one passes the group's latents around a ring.
+// Under cp an absorbed step gathers the queries of the cp group's heads and returns their partial outputs and sums; an
+// expanded one passes the group's latents around a ring.
 double ContextSeconds(const StageModel& stage, const Hardware& hw, const StepWork& work) {
   const RankSetup& s = stage.setup;
   const ModelConfig& c = s.config;
   int cp = s.shard.layout.cp;
   if (cp == 1) return 0;
   double heads = static_cast<double>(s.shard.heads.count), element = static_cast<double>(DTypeSize(s.activation));
-  double numbers = work.tokens * heads * static_cast<double>(c.qk_nope_head_dim + c.qk_rope_head_dim + 2 * c.kv_lora_rank + 1);
+  double numbers =
+      work.tokens * heads * static_cast<double>(c.qk_nope_head_dim + c.qk_rope_head_dim + 2 * c.kv_lora_rank + 1);
   if (Expands(stage, work))
     numbers = work.sequences * work.context / cp * static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim);
   bool far = cp > hw.ranks_per_node;
@@ -100,7 +106,8 @@ double ContextSeconds(const StageModel& stage, const Hardware& hw, const StepWor
 
 double LinkSeconds(const StageModel& stage, const Hardware& hw, const StepWork& work) {
   const ModelShard& shard = stage.setup.shard;
-  double row = static_cast<double>(stage.setup.config.hidden_size) * static_cast<double>(DTypeSize(stage.setup.activation));
+  double row =
+      static_cast<double>(stage.setup.config.hidden_size) * static_cast<double>(DTypeSize(stage.setup.activation));
   double bytes = work.tokens * row, layers = static_cast<double>(shard.layers.count);
   double seconds = (2 * layers + (shard.first_stage() ? 1 : 0)) * AllReduceSeconds(hw, shard.layout.tp, bytes);
   seconds += ContextSeconds(stage, hw, work);
@@ -140,7 +147,8 @@ double AllReduceSeconds(const Hardware& hw, int ranks, double bytes) {
 
 StepTime PredictStage(const StageModel& stage, const Hardware& hardware, const StepWork& work) {
   StepTime time;
-  for (const Part& part : {Projections(stage, work), RoutedExperts(stage, work), Attention(stage, work), Head(stage, work)})
+  for (const Part& part :
+       {Projections(stage, work), RoutedExperts(stage, work), Attention(stage, work), Head(stage, work)})
     Run(part, hardware, time);
   time.link = LinkSeconds(stage, hardware, work);
   return time;

@@ -1,6 +1,6 @@
-// Roofline (Williams et al. 2009) of one step on one layout: the least time the step can take when every part runs at the
-// machine's memory bandwidth or multiply-add rate, whichever binds, and messages at the links' bandwidth. Activations'
-// own traffic, launch times and imbalance are left out, so real rates are lower.
+// Roofline (Williams et al. 2009) of one step on one layout: the least time the step can take when every part runs at
+// the machine's memory bandwidth or multiply-add rate, whichever binds, and messages at the links' bandwidth.
+// Activations' own traffic, launch times and imbalance are left out, so real rates are lower.
 //
 // As the engine works: parts follow each other, messages are not hidden behind computing, and the stages of a pipeline
 // take turns on one batch.
@@ -17,21 +17,21 @@ namespace latentmesh {
 
 // What one dp rank computes in a step.
 struct StepWork {
-  double tokens = 0;               // new ones
-  double sequences = 0;            // they belong to
-  double context = 0;              // cached tokens a new token sees, on average
+  double tokens = 0;     // new ones
+  double sequences = 0;  // they belong to
+  double context = 0;    // cached tokens a new token sees, on average
   double logits_rows = 0;
-  int busy_dp = 1;                 // dp ranks with such work; the others only take part
+  int busy_dp = 1;  // dp ranks with such work; the others only take part
 };
 
 // Seconds, by what bounds the part they were spent in.
 struct StepTime {
-  double weights = 0;              // reading weights
-  double cache = 0;                // reading the latent cache
+  double weights = 0;  // reading weights
+  double cache = 0;    // reading the latent cache
   double flops = 0;
   double link = 0;
   double total() const { return weights + cache + flops + link; }
-  const char* bound() const;       // "weight bytes", "cache bytes", "FLOPs" or "link": the largest
+  const char* bound() const;  // "weight bytes", "cache bytes", "FLOPs" or "link": the largest
   void Add(const StepTime& other);
 };
 

@@ -37,7 +37,8 @@ Result<StoredDType> PublishedFormats(const ModelConfig& config) {
   QuantizationConfig quantization = config.quantization;
   return StoredDType([plain, quantization](const std::string& name) -> Result<DType> {
     if (EndsWith(name, "weight_scale_inv") || EndsWith(name, "e_score_correction_bias")) return DType::kF32;
-    if (quantization.fp8 && IsProjection(name) && !IsListed(name, quantization.modules_to_not_convert)) return DType::kF8E4M3;
+    if (quantization.fp8 && IsProjection(name) && !IsListed(name, quantization.modules_to_not_convert))
+      return DType::kF8E4M3;
     return plain;
   });
 }

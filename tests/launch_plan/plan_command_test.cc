@@ -22,17 +22,17 @@ TEST(PlanCommand, SaysWhatTheEngineReports) {
   TempFolder folder;
   for (Layout layout : {Layout{1, 1, 1, 1}, Layout{2, 1, 1, 1}, Layout{2, 2, 1, 1}}) {
     SCOPED_TRACE(layout.name());
-    std::string common = "--model launch/demo --kv-memory 12MB " + layout.flags();
+    std::string common = "--model launch/demo --kv-memory 16MB " + layout.flags();
     Outcome run = RunProgram(layout.ranks(), "generate --device cpu --prompt-ids 0,5,6 --max-tokens 1 " + common);
     ASSERT_EQ(run.exit_code, 0) << run.err;
-    Outcome plan = RunProgram(1, "plan " + common + " --context 4096 --rank-memory 3GB --ranks " + std::to_string(layout.ranks()) +
-                                     " --json " + folder / "plan.json");
+    Outcome plan = RunProgram(1, "plan " + common + " --context 4096 --rank-memory 3GB --ranks " +
+                                     std::to_string(layout.ranks()) + " --json " + folder / "plan.json");
     ASSERT_EQ(plan.exit_code, 0) << plan.err;
     auto memory = JsonFile(folder / "plan.json").at("layouts").at(0).at("memory");
     auto bytes = [&](const char* key) { return FormatSize(memory.at(key).to_number<double>()); };
     std::string expected = "rank 0: " + bytes("weights") + " + " + bytes("cache") + " (" +
-                           std::to_string(memory.at("cache_blocks").to_number<int64_t>()) + ") + " + bytes("activations") + " + " +
-                           bytes("communication") + " = " + bytes("total");
+                           std::to_string(memory.at("cache_blocks").to_number<int64_t>()) + ") + " +
+                           bytes("activations") + " + " + bytes("communication") + " = " + bytes("total");
     EXPECT_THAT(run.err, HasSubstr(expected));
   }
 }
@@ -42,8 +42,10 @@ void WriteText(const std::string& path, const std::string& text) { std::ofstream
 TEST(PlanCommand, NeedsOnlyAConfigAndWritesFiles) {
   TempFolder folder;
   std::filesystem::copy_file("launch/demo/config.json", folder / "config.json");
-  Outcome alone = RunProgram(1, "plan --model " + folder / "config.json" + " --gpus 16 --gpu-memory 141GB --gpus-per-node 8 " +
-                                    "--link-bandwidth 450GB/s --context 4k --batch 8 --json " + folder / "a.json" + " --svg " + folder / "a.svg");
+  Outcome alone =
+      RunProgram(1, "plan --model " + folder / "config.json" + " --gpus 16 --gpu-memory 141GB --gpus-per-node 8 " +
+                        "--link-bandwidth 450GB/s --context 4k --batch 8 --json " + folder / "a.json" + " --svg " +
+                        folder / "a.svg");
   ASSERT_EQ(alone.exit_code, 0) << alone.err;
   EXPECT_THAT(alone.out, HasSubstr("dtypes from config.json"));
   EXPECT_THAT(alone.out, HasSubstr("assumed, not given: --reserve --memory-bandwidth"));
@@ -53,14 +55,17 @@ TEST(PlanCommand, NeedsOnlyAConfigAndWritesFiles) {
   EXPECT_GT(answer.at("layouts").as_array().size(), 10u);
   EXPECT_THAT(ReadFile(folder / "a.svg").value(), testing::StartsWith("<svg "));
   // With the weights' own headers the numbers are the same.
-  Outcome with = RunProgram(1, "plan --model launch/demo --gpus 16 --gpu-memory 141GB --gpus-per-node 8 --link-bandwidth 450GB/s "
-                               "--context 4k --batch 8 --json " + folder / "b.json");
+  Outcome with =
+      RunProgram(1,
+                 "plan --model launch/demo --gpus 16 --gpu-memory 141GB --gpus-per-node 8 --link-bandwidth 450GB/s "
+                 "--context 4k --batch 8 --json " +
+                     folder / "b.json");
   ASSERT_EQ(with.exit_code, 0) << with.err;
   EXPECT_EQ(JsonFile(folder / "b.json").at("layouts"), answer.at("layouts"));
 }
 
 TEST(PlanCommand, RefusesWhatCannotFit) {
-  Outcome run = RunProgram(1, "plan --model launch/demo --ranks 1 --rank-memory 30MB --context 4k");
+  Outcome run = RunProgram(1, "plan --model launch/demo --ranks 1 --rank-memory 55MB --context 4k");
   EXPECT_EQ(run.exit_code, 4) << run.out;
   EXPECT_THAT(run.err, HasSubstr("does not fit on 1 x CPU rank"));
   EXPECT_THAT(run.err, HasSubstr("would fit: "));
@@ -73,7 +78,8 @@ TEST(PlanCommand, TakesRatesThatPreflightMeasured) {
   TempFolder folder;
   WriteText(folder / "m.json", R"({"ranks_per_host": 4, "measured": {"memory_bandwidth": 1.5e10, "flops": 5e10,
     "link_bandwidth": 3e9, "link_latency": 4e-6}})");
-  std::string common = "plan --model launch/demo --ranks 4 --rank-memory 1GB --json " + folder / "p.json" + " --measured ";
+  std::string common =
+      "plan --model launch/demo --ranks 4 --rank-memory 1GB --json " + folder / "p.json" + " --measured ";
   Outcome run = RunProgram(1, common + folder / "m.json");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   auto machine = JsonFile(folder / "p.json").at("machine");

@@ -20,6 +20,18 @@ constexpr std::chrono::milliseconds kTimeout{60'000};
 constexpr double kBound = 0.05;
 constexpr uint64_t kRankMemory = 1'000'000'000;
 
+// The engine's ranks keep as many blocks as the poorest.
+int64_t FewestBlocks(const ModelConfig& config, const EngineOptions& resolved, const StoredDType& stored) {
+  const ParallelConfig& layout = resolved.layout;
+  int size = layout.tp * layout.dp * layout.pp;
+  int64_t fewest = INT64_MAX;
+  for (int rank = 0; rank < size; ++rank) {
+    ProcessMesh mesh = ProcessMesh::Create(layout, size, rank).value();
+    fewest = std::min(fewest, PlanRank(config, resolved, mesh, stored, kRankMemory).value().plan.cache_blocks);
+  }
+  return fewest;
+}
+
 // What the ranks' devices have handed out once a worker stands, by rank.
 std::vector<uint64_t> Allocated(const std::string& folder, const EngineOptions& options, const ParallelConfig& layout) {
   int size = layout.tp * layout.dp * layout.pp;
@@ -34,6 +46,7 @@ std::vector<uint64_t> Allocated(const std::string& folder, const EngineOptions& 
     EngineOptions resolved = ResolveOptions(options, config, size, DeviceKind::kCpu).value();
     ProcessMesh mesh = ProcessMesh::Create(layout, size, rank).value();
     RankSetup setup = PlanRank(config, resolved, mesh, stored, kRankMemory).value();
+    setup.SetBlocks(FewestBlocks(config, resolved, stored));
     uint64_t before = device->free_memory();
     auto worker = Worker::Create(std::move(setup), checkpoint, *device, meshes[static_cast<size_t>(rank)],
                                  *controls[static_cast<size_t>(rank)]);
@@ -53,7 +66,8 @@ LayoutPlan Predict(const std::string& folder, const EngineOptions& options, cons
   request.hardware.memory = kRankMemory;
   request.engine = options;
   request.input_len = request.output_len = 16;
-  if (options.max_model_len == 0) request.engine.max_model_len = static_cast<int>(request.config.max_position_embeddings);
+  if (options.max_model_len == 0)
+    request.engine.max_model_len = static_cast<int>(request.config.max_position_embeddings);
   return PlanLayout(request, layout).value();
 }
 
@@ -78,8 +92,14 @@ TEST(PlanMemory, IsWhatTheDemoAllocates) {
   EngineOptions options;
   options.device = "cpu";
   options.kv_memory = 64'000'000;
-  for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1}, {2, 1, 1, 1}, {1, 2, 1, 1}, {1, 1, 2, 1}, {4, 1, 1, 2}, {2, 2, 1, 1},
-                                {1, 4, 1, 1}, {2, 1, 2, 2}})
+  for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1},
+                                {2, 1, 1, 1},
+                                {1, 2, 1, 1},
+                                {1, 1, 2, 1},
+                                {4, 1, 1, 2},
+                                {2, 2, 1, 1},
+                                {1, 4, 1, 1},
+                                {2, 1, 2, 2}})
     ExpectPredicted("launch/demo", options, layout);
 }
 
@@ -121,9 +141,9 @@ uint64_t ResidentBytes() {
   return resident * 4096;
 }
 
-// Long prompts fill the cache; then the operating system's count of resident memory has grown by what was planned. The
-// bound is wider: tokenizer, loader and the allocator's own books count too, and not every page of a buffer is touched.
-TEST(PlanMemory, IsWhatTheOperatingSystemSees) {
+// Long prompts fill the cache; then resident memory has grown by no more than was planned (and a tenth for tokenizer,
+// loader and the allocator's own books), and by most of it: not every page of every buffer is touched.
+TEST(PlanMemory, BoundsWhatTheOperatingSystemSees) {
   EngineOptions options;
   options.model = "launch/demo";
   options.device = "cpu";
@@ -149,7 +169,8 @@ TEST(PlanMemory, IsWhatTheOperatingSystemSees) {
   ASSERT_TRUE(status.ok()) << status.message();
   double planned = static_cast<double>((*runtime)->memory_plan().total()), grown = static_cast<double>(most - before);
   RecordProperty("grown_over_planned", std::to_string(grown / planned));
-  EXPECT_NEAR(grown / planned, 1, 0.15) << "planned " << planned << ", resident memory grew by " << grown;
+  EXPECT_LT(grown / planned, 1.1) << "planned " << planned << ", resident memory grew by " << grown;
+  EXPECT_GT(grown / planned, 0.6) << "planned " << planned << ", resident memory grew by " << grown;
 }
 
 }  // namespace
