@@ -75,8 +75,10 @@ std::string DecodeFinding(const AttentionResults& r, int64_t context, int64_t ba
   std::string text = fmt::format("<b>Decoding</b> (batch {}, {} cached tokens): ", batch, ContextName(context));
   text += Compare("absorbed MLA", absorbed->attention.median, "expanded MLA", expanded->attention.median);
   if (mha != nullptr) {
-    text += ", and " + Compare("absorbed MLA", absorbed->attention.median, "MHA at the same heads", mha->attention.median) +
-            fmt::format(" (which reads its cache at {} of the bandwidth, MLA at {})", BandwidthShare(r, *mha), BandwidthShare(r, *absorbed));
+    text += ", and " +
+            Compare("absorbed MLA", absorbed->attention.median, "MHA at the same heads", mha->attention.median) +
+            fmt::format(" (which reads its cache at {} of the bandwidth, MLA at {})", BandwidthShare(r, *mha),
+                        BandwidthShare(r, *absorbed));
   }
   return "<li>" + text + ".</li>\n";
 }
@@ -85,7 +87,8 @@ std::string PrefillFinding(const AttentionResults& r, int64_t context) {
   const PrefillCell* absorbed = FindPrefill(r, AttentionVariant::kMlaAbsorbed, context);
   const PrefillCell* expanded = FindPrefill(r, AttentionVariant::kMlaExpanded, context);
   if (absorbed == nullptr || expanded == nullptr) return "";
-  return fmt::format("<li><b>Prefill</b> ({} tokens a step, the last step of a prompt of {}): {}.</li>\n", r.options.chunk, ContextName(context),
+  return fmt::format("<li><b>Prefill</b> ({} tokens a step, the last step of a prompt of {}): {}.</li>\n",
+                     r.options.chunk, ContextName(context),
                      Compare("expanded MLA", expanded->last.median, "absorbed MLA", absorbed->last.median));
 }
 
@@ -94,37 +97,49 @@ std::string CrossoverFinding(const AttentionResults& r) {
   for (const CrossoverCurve& c : r.crossover)
     if (c.measured > 0) last = &c;
   if (last == nullptr) return "";
-  return fmt::format("<li><b>Between them</b>: over {} cached tokens the two forms meet at {:.0f} new tokens, measured; counting operations gives {}.</li>\n",
-                     ContextName(last->context), last->measured, Computed(fmt::format("{:.0f}", last->formula)));
+  return fmt::format(
+      "<li><b>Between them</b>: over {} cached tokens the two forms meet at {:.0f} new tokens, measured; counting "
+      "operations gives {}.</li>\n",
+      ContextName(last->context), last->measured, Computed(fmt::format("{:.0f}", last->formula)));
 }
 
 std::string Findings(const AttentionResults& r) {
   const AttentionBenchOptions& o = r.options;
   const double mla = static_cast<double>(CacheBytesPerToken(AttentionVariant::kMlaAbsorbed, o.shape, o.format));
   const double mha = static_cast<double>(CacheBytesPerToken(AttentionVariant::kMha, o.shape, o.format));
-  std::string text = fmt::format("<ul>\n<li><b>Cache</b>: a token takes {} bytes a layer with MLA and {} with MHA at these heads: {} times less.</li>\n",
-                                 Computed(fmt::format("{:.0f}", mla)), Computed(fmt::format("{:.0f}", mha)), Computed(Times(mha / mla)));
+  std::string text = fmt::format(
+      "<ul>\n<li><b>Cache</b>: a token takes {} bytes a layer with MLA and {} with MHA at these heads: {} times "
+      "less.</li>\n",
+      Computed(fmt::format("{:.0f}", mla)), Computed(fmt::format("{:.0f}", mha)), Computed(Times(mha / mla)));
   const int64_t context = o.contexts.back();
-  return text + DecodeFinding(r, context, o.batches.front()) + PrefillFinding(r, context) + CrossoverFinding(r) + "</ul>\n";
+  return text + DecodeFinding(r, context, o.batches.front()) + PrefillFinding(r, context) + CrossoverFinding(r) +
+         "</ul>\n";
 }
 
 std::string Intro(const AttentionResults& r) {
   const AttentionShape& s = r.options.shape;
   std::string text = "<h1>What latent attention costs and saves</h1>\n";
-  text += P(fmt::format("One attention layer with {} heads at model width {}, as multi-head (MHA), grouped-query (GQA-8, GQA-4), multi-query (MQA) "
-                        "and multi-head latent attention (MLA), run on this machine. MLA caches one latent of {} numbers and a rotary key of {} "
-                        "for all heads, and attends in one of two forms: <b>absorbed</b>, every head works on the latent itself; or "
-                        "<b>expanded</b>, keys and values of all heads are computed from the latents first.",
-                        s.heads, s.hidden, s.kv_lora_rank, s.rope));
+  text += P(fmt::format(
+      "One attention layer with {} heads at model width {}, as multi-head (MHA), grouped-query (GQA-8, GQA-4), "
+      "multi-query (MQA) "
+      "and multi-head latent attention (MLA), run on this machine. MLA caches one latent of {} numbers and a rotary "
+      "key of {} "
+      "for all heads, and attends in one of two forms: <b>absorbed</b>, every head works on the latent itself; or "
+      "<b>expanded</b>, keys and values of all heads are computed from the latents first.",
+      s.heads, s.hidden, s.kv_lora_rank, s.rope));
   text += Findings(r);
-  text += P(fmt::format("{}: {:.1f} GB/s ({}), {:.1f} GFLOP/s ({}). Cache {}, weights bf16; times are medians. Figures in "
-                        "<span class=\"computed\">this style</span> are computed, all others measured here.",
-                        EscapeXml(r.device), r.machine.bytes_per_second / 1e9, r.machine.bandwidth_of, r.machine.flops / 1e9,
-                        r.machine.flops_of, CacheFormatName(r.options.format)), "soft");
+  text +=
+      P(fmt::format("{}: {:.1f} GB/s ({}), {:.1f} GFLOP/s ({}). Cache {}, weights bf16; times are medians. Figures in "
+                    "<span class=\"computed\">this style</span> are computed, all others measured here.",
+                    EscapeXml(r.device), r.machine.bytes_per_second / 1e9, r.machine.bandwidth_of,
+                    r.machine.flops / 1e9, r.machine.flops_of, CacheFormatName(r.options.format)),
+        "soft");
   double worst = 0;
   for (const CheckResult& c : r.checks) worst = std::max(worst, c.error / c.bound);
-  text += P(fmt::format("Outputs were checked before anything was timed: {} comparisons with plain reference loops and of the two forms with each other, {}.",
-                        r.checks.size(), worst <= 1 ? "all within their bounds" : "NOT all within their bounds"), "soft");
+  text += P(fmt::format("Outputs were checked before anything was timed: {} comparisons with plain reference loops and "
+                        "of the two forms with each other, {}.",
+                        r.checks.size(), worst <= 1 ? "all within their bounds" : "NOT all within their bounds"),
+            "soft");
   return text;
 }
 
@@ -134,7 +149,8 @@ std::string CacheChart(const AttentionResults& r) {
   BarSeries series{"bytes", {}};
   for (AttentionVariant v : VariantsOf(o.shape)) {
     if (v == AttentionVariant::kMlaExpanded) continue;
-    chart.categories.push_back(fmt::format("{} {}", IsMla(v) ? "MLA" : VariantName(v), CacheFormatName(VariantFormat(v, o.format))));
+    chart.categories.push_back(
+        fmt::format("{} {}", IsMla(v) ? "MLA" : VariantName(v), CacheFormatName(VariantFormat(v, o.format))));
     series.values.push_back(static_cast<double>(CacheBytesPerToken(v, o.shape, o.format)));
   }
   for (CacheFormat format : {CacheFormat::kF8, CacheFormat::k6Bit}) {
@@ -154,10 +170,13 @@ std::string BatchTable(const AttentionResults& r) {
     if (v == AttentionVariant::kMlaExpanded) continue;
     const int64_t bytes = CacheBytesPerToken(v, o.shape, o.format);
     rows += "<tr>" + Name(IsMla(v) ? "MLA" : VariantName(v)) + Cell(std::to_string(bytes * o.layers), true);
-    for (int64_t context : o.contexts) rows += Cell(std::to_string(LargestBatch(bytes, o.layers, context, o.memory)), true);
+    for (int64_t context : o.contexts)
+      rows += Cell(std::to_string(LargestBatch(bytes, o.layers, context, o.memory)), true);
     rows += "</tr>\n";
   }
-  return P(fmt::format("Sequences whose cache over {} layers fits into {}:", o.layers, FormatSize(static_cast<double>(o.memory)))) + TableOf(head, rows);
+  return P(fmt::format("Sequences whose cache over {} layers fits into {}:", o.layers,
+                       FormatSize(static_cast<double>(o.memory)))) +
+         TableOf(head, rows);
 }
 
 std::string DecodeChart(const AttentionResults& r, int64_t batch) {
@@ -166,40 +185,50 @@ std::string DecodeChart(const AttentionResults& r, int64_t batch) {
   for (AttentionVariant v : ChartOrder(r.options.shape)) {
     LineSeries series{VariantName(v), {}};
     for (int64_t context : r.options.contexts)
-      if (const DecodeCell* c = FindDecode(r, v, context, batch)) series.points.emplace_back(context, c->attention.median * 1e3);
+      if (const DecodeCell* c = FindDecode(r, v, context, batch))
+        series.points.emplace_back(context, c->attention.median * 1e3);
     chart.series.push_back(std::move(series));
   }
   return RenderSvg(chart);
 }
 
 std::string RateChart(const AttentionResults& r, int64_t context) {
-  LineChart chart{.title = fmt::format("Decode: tokens a second through one layer at {} cached tokens", ContextName(context)),
-                  .subtitle = "projections included; higher is better; a line ends where the cache no longer fits",
-                  .x = {"batch", true}, .y = {"tokens/s", true}};
+  LineChart chart{
+      .title = fmt::format("Decode: tokens a second through one layer at {} cached tokens", ContextName(context)),
+      .subtitle = "projections included; higher is better; a line ends where the cache no longer fits",
+      .x = {"batch", true},
+      .y = {"tokens/s", true}};
   for (AttentionVariant v : ChartOrder(r.options.shape)) {
     LineSeries series{VariantName(v), {}};
     for (int64_t batch : r.options.batches)
-      if (const DecodeCell* c = FindDecode(r, v, context, batch)) series.points.emplace_back(batch, c->tokens_per_second());
+      if (const DecodeCell* c = FindDecode(r, v, context, batch))
+        series.points.emplace_back(batch, c->tokens_per_second());
     chart.series.push_back(std::move(series));
   }
   return RenderSvg(chart);
 }
 
 std::string PrefillChart(const AttentionResults& r) {
-  LineChart chart{.title = "Prefill: prompt tokens a second through one layer", .subtitle = "whole prompt, projections included; higher is better",
-                  .x = {"prompt tokens", true}, .y = {"tokens/s", true}};
+  LineChart chart{.title = "Prefill: prompt tokens a second through one layer",
+                  .subtitle = "whole prompt, projections included; higher is better",
+                  .x = {"prompt tokens", true},
+                  .y = {"tokens/s", true}};
   for (AttentionVariant v : ChartOrder(r.options.shape)) {
     LineSeries series{VariantName(v), {}};
     for (int64_t context : r.options.contexts)
-      if (const PrefillCell* c = FindPrefill(r, v, context)) series.points.emplace_back(context, static_cast<double>(context) / c->seconds);
+      if (const PrefillCell* c = FindPrefill(r, v, context))
+        series.points.emplace_back(context, static_cast<double>(context) / c->seconds);
     chart.series.push_back(std::move(series));
   }
   return RenderSvg(chart);
 }
 
 std::string CrossoverChart(const CrossoverCurve& curve) {
-  LineChart chart{.title = fmt::format("Absorbed or expanded? Attention of n new tokens over {} cached ones", ContextName(curve.context)),
-                  .subtitle = "left of the crossing absorbing wins, right of it expanding", .x = {"new tokens n", true}, .y = {"milliseconds", true}};
+  LineChart chart{.title = fmt::format("Absorbed or expanded? Attention of n new tokens over {} cached ones",
+                                       ContextName(curve.context)),
+                  .subtitle = "left of the crossing absorbing wins, right of it expanding",
+                  .x = {"new tokens n", true},
+                  .y = {"milliseconds", true}};
   LineSeries absorbed{"absorbed", {}}, expanded{"expanded", {}};
   double low = INFINITY, high = 0;
   for (const CrossoverPoint& p : curve.points) {
@@ -209,24 +238,37 @@ std::string CrossoverChart(const CrossoverCurve& curve) {
     high = std::max({high, p.absorbed * 1e3, p.expanded * 1e3});
   }
   chart.series = {absorbed, expanded};
-  if (std::isfinite(curve.formula)) chart.series.push_back({fmt::format("n* = {:.0f} by formula (computed)", curve.formula), {{curve.formula, low}, {curve.formula, high}}, true, false});
-  if (curve.measured > 0) chart.series.push_back({fmt::format("crossing measured at {:.0f}", curve.measured), {{curve.measured, low}, {curve.measured, high}}, true, false});
+  if (std::isfinite(curve.formula))
+    chart.series.push_back({fmt::format("n* = {:.0f} by formula (computed)", curve.formula),
+                            {{curve.formula, low}, {curve.formula, high}},
+                            true,
+                            false});
+  if (curve.measured > 0)
+    chart.series.push_back({fmt::format("crossing measured at {:.0f}", curve.measured),
+                            {{curve.measured, low}, {curve.measured, high}},
+                            true,
+                            false});
   return RenderSvg(chart);
 }
 
 std::string CrossoverSection(const AttentionResults& r) {
   std::string text = H2("Where absorption wins, where expansion wins");
-  text += P("Expanding costs the same however many queries use the result; absorbing pays a wider inner product for each. "
-            "Counting multiply-adds, n new tokens over S cached ones should be expanded when n &gt; n*, with "
-            "1/n* = 1/S + (2r &minus; nope &minus; v) / (r (nope + v)); for DeepSeek's dimensions 1/n* = 1/S + 1/170.7. A machine that "
-            "does one of the two at a higher rate moves the crossing.");
+  text +=
+      P("Expanding costs the same however many queries use the result; absorbing pays a wider inner product for each. "
+        "Counting multiply-adds, n new tokens over S cached ones should be expanded when n &gt; n*, with "
+        "1/n* = 1/S + (2r &minus; nope &minus; v) / (r (nope + v)); for DeepSeek's dimensions 1/n* = 1/S + 1/170.7. A "
+        "machine that "
+        "does one of the two at a higher rate moves the crossing.");
   std::string rows;
   const CrossoverCurve* longest = nullptr;
   for (const CrossoverCurve& c : r.crossover) {
     if (c.points.empty()) continue;
-    if (longest == nullptr || c.measured > 0 || longest->measured == 0) longest = &c;     // with its crossing, if any has one
-    const std::string measured = c.measured > 0 ? fmt::format("{:.0f}", c.measured) : fmt::format("none up to {}", c.points.back().queries);
-    rows += "<tr>" + Name(ContextName(c.context)) + Cell(measured) + Cell(fmt::format("{:.0f}", c.formula), true) + "</tr>\n";
+    if (longest == nullptr || c.measured > 0 || longest->measured == 0)
+      longest = &c;  // with its crossing, if any has one
+    const std::string measured =
+        c.measured > 0 ? fmt::format("{:.0f}", c.measured) : fmt::format("none up to {}", c.points.back().queries);
+    rows += "<tr>" + Name(ContextName(c.context)) + Cell(measured) + Cell(fmt::format("{:.0f}", c.formula), true) +
+            "</tr>\n";
   }
   if (longest != nullptr) text += CrossoverChart(*longest);
   return text + TableOf(Heads({"cached tokens S"}, {"measured", "formula n*"}), rows);
@@ -234,28 +276,36 @@ std::string CrossoverSection(const AttentionResults& r) {
 
 std::string LongContextSection() {
   std::string text = H2("DeepSeek-V3 at 128k");
-  BarChart chart{.title = "Cache of one sequence of 131,072 tokens", .subtitle = "computed, 61 layers", .value_label = "GB"};
+  BarChart chart{
+      .title = "Cache of one sequence of 131,072 tokens", .subtitle = "computed, 61 layers", .value_label = "GB"};
   BarSeries series{"GB", {}};
   std::string rows;
   for (const VariantCost& c : DeepSeekV3Costs(kLongContext)) {
     chart.categories.push_back(c.name + ", " + c.cache);
     series.values.push_back(c.sequence_bytes / 1e9);
-    rows += "<tr>" + Name(c.name) + Name(c.cache) + Cell(std::to_string(c.bytes_per_token), true) + Cell(fmt::format("{:.1f} %", 100 * c.saving), true) +
-            Cell(fmt::format("{:.2f}", c.sequence_bytes / 1e9), true) + Cell(fmt::format("{:.0f}", c.decode_flops / 1e9), true) +
-            Cell(fmt::format("{:.1f}", c.intensity()), true) + "</tr>\n";
+    rows += "<tr>" + Name(c.name) + Name(c.cache) + Cell(std::to_string(c.bytes_per_token), true) +
+            Cell(fmt::format("{:.1f} %", 100 * c.saving), true) +
+            Cell(fmt::format("{:.2f}", c.sequence_bytes / 1e9), true) +
+            Cell(fmt::format("{:.0f}", c.decode_flops / 1e9), true) + Cell(fmt::format("{:.1f}", c.intensity()), true) +
+            "</tr>\n";
   }
   chart.series.push_back(std::move(series));
   text += RenderSvg(chart);
-  text += TableOf(Heads({"variant", "cache"}, {"bytes a token", "saving", "GB a sequence", "GFLOP a token", "FLOP a byte"}), rows);
-  text += P("The last column is why MLA decodes well: MHA reads a byte for every operation and waits for memory, MLA does hundreds with each "
-            "byte it reads, near what accelerators can do, and so trades memory traffic for arithmetic that would idle.");
+  text += TableOf(
+      Heads({"variant", "cache"}, {"bytes a token", "saving", "GB a sequence", "GFLOP a token", "FLOP a byte"}), rows);
+  text +=
+      P("The last column is why MLA decodes well: MHA reads a byte for every operation and waits for memory, MLA does "
+        "hundreds with each "
+        "byte it reads, near what accelerators can do, and so trades memory traffic for arithmetic that would idle.");
   return text + P(EscapeXml(PublishedSavingText()));
 }
 
 std::string FitSection(const FitResults& f) {
   std::string text = H2("What low rank keeps of trained keys and values");
-  LineChart chart{.title = "Output error of attention against what is cached", .subtitle = "mean over layers; lower left is better",
-                  .x = {"cached numbers a token"}, .y = {"relative error of the output", true}};
+  LineChart chart{.title = "Output error of attention against what is cached",
+                  .subtitle = "mean over layers; lower left is better",
+                  .x = {"cached numbers a token"},
+                  .y = {"relative error of the output", true}};
   std::string rows;
   for (const FitCurve& curve : f.mean) {
     LineSeries series{CurveName(curve), {}};
@@ -266,17 +316,24 @@ std::string FitSection(const FitResults& f) {
     }
     chart.series.push_back(std::move(series));
   }
-  text += P(fmt::format("{} ({}): {} heads, {} key-value heads of {}, {} numbers a token and layer before. The joint matrix [W_k; W_v] of every layer "
-                        "is cut to rank r by singular value decomposition, and attention is run with the result on {} tokens ({}).",
-                        EscapeXml(f.model), f.architecture, f.heads, f.kv_heads, f.head_dim, f.cache_numbers(), f.tokens,
-                        f.golden_text ? "input_ids of its expected.safetensors" : "pseudo-random ids"));
+  text += P(fmt::format(
+      "{} ({}): {} heads, {} key-value heads of {}, {} numbers a token and layer before. The joint matrix [W_k; W_v] "
+      "of every layer "
+      "is cut to rank r by singular value decomposition, and attention is run with the result on {} tokens ({}).",
+      EscapeXml(f.model), f.architecture, f.heads, f.kv_heads, f.head_dim, f.cache_numbers(), f.tokens,
+      f.golden_text ? "input_ids of its expected.safetensors" : "pseudo-random ids"));
   text += RenderSvg(chart);
-  text += P("<b>Rotated</b>: everything goes through the latent, keys are expanded and rotated (RoPE) at every use. Exact at full rank, but the rotation "
-            "stands between query and key projection, so it can never be absorbed. <b>Decoupled</b>: the frequency pairs that matter most keep RoPE in keys "
-            "cached beside the latent, as MLA's rope key; all others lose it. That can be absorbed, and no rank makes good what the lost rotations meant: "
-            "a model has to be trained (or trained on) with it, as DeepSeek's are. Points below 1e-6 are not drawn.");
+  text +=
+      P("<b>Rotated</b>: everything goes through the latent, keys are expanded and rotated (RoPE) at every use. Exact "
+        "at full rank, but the rotation "
+        "stands between query and key projection, so it can never be absorbed. <b>Decoupled</b>: the frequency pairs "
+        "that matter most keep RoPE in keys "
+        "cached beside the latent, as MLA's rope key; all others lose it. That can be absorbed, and no rank makes good "
+        "what the lost rotations meant: "
+        "a model has to be trained (or trained on) with it, as DeepSeek's are. Points below 1e-6 are not drawn.");
   text += P("Random weights, as in the test models, have flat spectra: trained ones are easier to fit.", "soft");
-  return text + "<details><summary>All points</summary>" + TableOf(Heads({"form"}, {"rank", "cached", "weights error", "output error"}), rows) + "</details>\n";
+  return text + "<details><summary>All points</summary>" +
+         TableOf(Heads({"form"}, {"rank", "cached", "weights error", "output error"}), rows) + "</details>\n";
 }
 
 std::string DecodeRows(const AttentionResults& r) {
@@ -284,7 +341,8 @@ std::string DecodeRows(const AttentionResults& r) {
   int64_t last = -1;
   for (const DecodeCell& c : r.decode) {
     const int64_t group = c.context * 100000 + c.batch;
-    rows += (group == last ? "<tr>" : "<tr class=\"next\">") + Cell(ContextName(c.context)) + Cell(std::to_string(c.batch)) + Name(VariantName(c.variant));
+    rows += (group == last ? "<tr>" : "<tr class=\"next\">") + Cell(ContextName(c.context)) +
+            Cell(std::to_string(c.batch)) + Name(VariantName(c.variant));
     last = group;
     if (c.source == Source::kNone) {
       rows += fmt::format("<td class=\"wide\" colspan=\"5\">{}</td></tr>\n", EscapeXml(c.note));
@@ -292,7 +350,8 @@ std::string DecodeRows(const AttentionResults& r) {
     }
     const bool computed = c.source == Source::kComputed;
     const double time = c.attention.median;
-    rows += Cell(Milliseconds(time), computed) + Cell(Milliseconds(c.layer.median), computed) + Cell(fmt::format("{:.1f}", c.tokens_per_second()), computed) +
+    rows += Cell(Milliseconds(time), computed) + Cell(Milliseconds(c.layer.median), computed) +
+            Cell(fmt::format("{:.1f}", c.tokens_per_second()), computed) +
             Cell(fmt::format("{:.0f} %", 100 * c.work.bytes / time / r.machine.bytes_per_second), computed) +
             Cell(fmt::format("{:.0f} %", 100 * c.work.flops / time / r.machine.flops), computed) + "</tr>\n";
   }
@@ -303,31 +362,45 @@ std::string PrefillRows(const AttentionResults& r) {
   std::string rows;
   int64_t last = -1;
   for (const PrefillCell& c : r.prefill) {
-    rows += (c.context == last ? "<tr>" : "<tr class=\"next\">") + Cell(ContextName(c.context)) + Name(VariantName(c.variant));
+    rows += (c.context == last ? "<tr>" : "<tr class=\"next\">") + Cell(ContextName(c.context)) +
+            Name(VariantName(c.variant));
     last = c.context;
     if (c.source == Source::kNone) {
       rows += fmt::format("<td class=\"wide\" colspan=\"4\">{}</td></tr>\n", EscapeXml(c.note));
       continue;
     }
     const bool computed = c.source == Source::kComputed;
-    rows += Cell(fmt::format("{:.3f}", c.seconds), computed) + Cell(fmt::format("{:.1f}", static_cast<double>(c.context) / c.seconds), computed) +
-            Cell(Milliseconds(c.last.median)) + Cell(fmt::format("{:.0f} %", 100 * c.last_flops / c.last.median / r.machine.flops)) + "</tr>\n";
+    rows += Cell(fmt::format("{:.3f}", c.seconds), computed) +
+            Cell(fmt::format("{:.1f}", static_cast<double>(c.context) / c.seconds), computed) +
+            Cell(Milliseconds(c.last.median)) +
+            Cell(fmt::format("{:.0f} %", 100 * c.last_flops / c.last.median / r.machine.flops)) + "</tr>\n";
   }
   return rows;
 }
 
 std::string AllNumbers(const AttentionResults& r) {
   std::string text = H2("All numbers");
-  text += P("Shares are of the bandwidth and the multiply-add rate measured on this machine; bytes are cache and kv_b_proj, read once. "
-            "Runs repeat on the same data: what fits into the processor's cache is read from there, so that short contexts may pass 100 %.", "soft");
+  text +=
+      P("Shares are of the bandwidth and the multiply-add rate measured on this machine; bytes are cache and "
+        "kv_b_proj, read once. "
+        "Runs repeat on the same data: what fits into the processor's cache is read from there, so that short contexts "
+        "may pass 100 %.",
+        "soft");
   text += "<details open><summary>Decode steps</summary>" +
-          TableOf("<th>context</th><th>batch</th>" + Heads({"variant"}, {"attention ms", "layer ms", "tokens/s", "of bandwidth", "of peak"}), DecodeRows(r)) + "</details>\n";
+          TableOf("<th>context</th><th>batch</th>" +
+                      Heads({"variant"}, {"attention ms", "layer ms", "tokens/s", "of bandwidth", "of peak"}),
+                  DecodeRows(r)) +
+          "</details>\n";
   text += "<details open><summary>Prefill</summary>" +
-          TableOf("<th>prompt</th>" + Heads({"variant"}, {"prompt s", "tokens/s", "last step ms", "of peak"}), PrefillRows(r)) + "</details>\n";
+          TableOf("<th>prompt</th>" + Heads({"variant"}, {"prompt s", "tokens/s", "last step ms", "of peak"}),
+                  PrefillRows(r)) +
+          "</details>\n";
   std::string rows;
   for (const CheckResult& c : r.checks)
-    rows += "<tr>" + Name(c.what) + Cell(fmt::format("{:.1e}", c.error)) + Cell(fmt::format("{:.0e}", c.bound)) + Cell(c.ok() ? "ok" : "WRONG") + "</tr>\n";
-  return text + "<details><summary>Checks of the outputs</summary>" + TableOf(Heads({"what"}, {"relative error", "bound", ""}), rows) + "</details>\n";
+    rows += "<tr>" + Name(c.what) + Cell(fmt::format("{:.1e}", c.error)) + Cell(fmt::format("{:.0e}", c.bound)) +
+            Cell(c.ok() ? "ok" : "WRONG") + "</tr>\n";
+  return text + "<details><summary>Checks of the outputs</summary>" +
+         TableOf(Heads({"what"}, {"relative error", "bound", ""}), rows) + "</details>\n";
 }
 
 }  // namespace
@@ -336,10 +409,13 @@ std::string AttentionHtml(const AttentionReport& report) {
   const AttentionResults& r = report.results;
   std::string text = kHead + Intro(r);
   text += H2("Memory") + CacheChart(r) + BatchTable(r);
-  text += H2("Decoding") + P("One new token a sequence: the cache is read once, so small caches win, as long as the arithmetic keeps up.");
+  text +=
+      H2("Decoding") +
+      P("One new token a sequence: the cache is read once, so small caches win, as long as the arithmetic keeps up.");
   text += DecodeChart(r, r.options.batches.front());
   if (r.options.batches.size() > 1) text += RateChart(r, r.options.contexts[r.options.contexts.size() / 2]);
-  text += H2("Prefill") + P(fmt::format("{} new tokens a step: arithmetic decides, not the cache.", r.options.chunk)) + PrefillChart(r);
+  text += H2("Prefill") + P(fmt::format("{} new tokens a step: arithmetic decides, not the cache.", r.options.chunk)) +
+          PrefillChart(r);
   text += CrossoverSection(r) + LongContextSection();
   for (const FitResults& fit : report.fits) text += FitSection(fit);
   return text + AllNumbers(r) + "</body></html>\n";

@@ -63,7 +63,8 @@ std::vector<CheckResult> CheckAttention(const BenchDevice& bench, const Attentio
   for (AttentionVariant variant : VariantsOf(small)) {
     const LayerCase c{variant, format, 2, 150, 5};
     checks.push_back({fmt::format("{} against the reference (2 sequences, 5 of 150 tokens)", VariantName(variant)),
-                      RelativeError(OutputOf(bench, small, c), OutputOf(plain, small, c)), BoundOf(bench, VariantFormat(variant, format))});
+                      RelativeError(OutputOf(bench, small, c), OutputOf(plain, small, c)),
+                      BoundOf(bench, VariantFormat(variant, format))});
   }
   const LayerCase absorbed{AttentionVariant::kMlaAbsorbed, format, 2, 700, 3};
   LayerCase expanded = absorbed;

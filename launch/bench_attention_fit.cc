@@ -21,11 +21,13 @@ constexpr int64_t kMostHidden = 2048;      // one-sided Jacobi takes minutes a l
 
 Status CheckModel(const ModelConfig& config, const std::string& model) {
   auto refuse = [&](const std::string& why) { return InvalidArgument(fmt::format("--fit {}: {}", model, why)); };
-  if (config.is_mla()) return refuse("has latent attention already; name a model with keys and values (LlamaForCausalLM)");
+  if (config.is_mla())
+    return refuse("has latent attention already; name a model with keys and values (LlamaForCausalLM)");
   if (config.attention_bias) return refuse("attention_bias is set, and the fit is for attention without biases");
   if (config.quantization.fp8) return refuse("the weights are FP8; name a bf16, f16 or f32 checkpoint");
   if (config.hidden_size > kMostHidden)
-    return refuse(fmt::format("hidden_size {} is more than {}: the decomposition would take hours", config.hidden_size, kMostHidden));
+    return refuse(fmt::format("hidden_size {} is more than {}: the decomposition would take hours", config.hidden_size,
+                              kMostHidden));
   return Status::Ok();
 }
 
@@ -68,7 +70,8 @@ Result<Matrix> ReadMatrix(const Checkpoint& checkpoint, const std::string& name)
   return Matrix::FromFloats(tensor.shape.size() == 2 ? tensor.shape[0] : 1, tensor.shape.back(), numbers);
 }
 
-Result<AttentionWeights> ReadWeights(const Checkpoint& checkpoint, const ModelConfig& config, const std::string& prefix) {
+Result<AttentionWeights> ReadWeights(const Checkpoint& checkpoint, const ModelConfig& config,
+                                     const std::string& prefix) {
   AttentionWeights w;
   w.heads = config.num_attention_heads;
   w.kv_heads = config.num_key_value_heads;
@@ -93,7 +96,8 @@ Matrix Normalised(Matrix x, const Matrix& weight, double eps) {
 // Sixteenths of the full rank, then eighths.
 std::vector<int64_t> RanksUpTo(int64_t full) {
   std::vector<int64_t> ranks;
-  for (int64_t sixteenths : {1, 2, 3, 4, 6, 8, 10, 12, 14, 16}) ranks.push_back(std::max<int64_t>(1, full * sixteenths / 16));
+  for (int64_t sixteenths : {1, 2, 3, 4, 6, 8, 10, 12, 14, 16})
+    ranks.push_back(std::max<int64_t>(1, full * sixteenths / 16));
   ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
   return ranks;
 }

@@ -45,7 +45,8 @@ std::vector<float> CosSin(int64_t positions, int64_t dim) {
   std::vector<float> table(static_cast<size_t>(positions * dim));
   for (int64_t p = 0; p < positions; ++p) {
     for (int64_t i = 0; i < dim / 2; ++i) {
-      const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
+      const double angle =
+          static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
       table[static_cast<size_t>(p * dim + i)] = static_cast<float>(std::cos(angle));
       table[static_cast<size_t>(p * dim + dim / 2 + i)] = static_cast<float>(std::sin(angle));
     }
@@ -60,14 +61,22 @@ int64_t BlocksOf(const LayerCase& c) { return c.sequences * ((c.context + kBlock
 uint64_t AttentionLayer::DeviceBytes(const AttentionShape& s, const LayerCase& c, DType activation) {
   const int64_t unit = static_cast<int64_t>(DTypeSize(activation)), tokens = c.sequences * c.queries;
   const int64_t wide = s.heads * (2 * s.kv_lora_rank + 3 * (s.nope + s.rope) + 2 * s.v_head_dim) + 2 * s.hidden;
-  const int64_t chunk = std::min<int64_t>(4096, c.context) * (s.heads * (s.nope + s.v_head_dim) + s.kv_lora_rank + s.rope);
-  const int64_t weights = 2 * s.hidden * s.heads * (4 * s.nope + s.rope) + 2 * s.heads * s.kv_lora_rank * (s.nope + s.v_head_dim);
+  const int64_t chunk =
+      std::min<int64_t>(4096, c.context) * (s.heads * (s.nope + s.v_head_dim) + s.kv_lora_rank + s.rope);
+  const int64_t weights =
+      2 * s.hidden * s.heads * (4 * s.nope + s.rope) + 2 * s.heads * s.kv_lora_rank * (s.nope + s.v_head_dim);
   const int64_t cache = BlocksOf(c) * kBlockSize * CacheBytesPerToken(c.variant, s, c.format);
-  return static_cast<uint64_t>(cache + weights + unit * (tokens * wide + chunk) + 4 * c.context * std::max(s.nope, s.rope));
+  return static_cast<uint64_t>(cache + weights + unit * (tokens * wide + chunk) +
+                               4 * c.context * std::max(s.nope, s.rope));
 }
 
 AttentionLayer::AttentionLayer(const BenchDevice& bench, const AttentionShape& shape, const LayerCase& c)
-    : bench_(bench), shape_(shape), case_(c), queries_(c.queries), context_(c.context), kv_heads_(KvHeads(c.variant, shape)) {
+    : bench_(bench),
+      shape_(shape),
+      case_(c),
+      queries_(c.queries),
+      context_(c.context),
+      kv_heads_(KvHeads(c.variant, shape)) {
   LM_CHECK(c.queries <= c.context && VariantApplies(c.variant, shape));
   case_.format = VariantFormat(c.variant, c.format);
   scale_ = InverseRoot(query_dim());
@@ -99,7 +108,9 @@ WeightView AttentionLayer::Weight(const Tensor& tensor, int64_t rows, int64_t co
 void AttentionLayer::MakeBuffers() {
   const AttentionShape& s = shape_;
   const int64_t t = tokens(), in = s.hidden;
-  auto weight = [&](int64_t rows, int64_t cols, uint32_t seed) { return Random(DType::kBF16, rows, cols, InverseRoot(cols), seed); };
+  auto weight = [&](int64_t rows, int64_t cols, uint32_t seed) {
+    return Random(DType::kBF16, rows, cols, InverseRoot(cols), seed);
+  };
   w_q_ = weight(s.heads * query_dim(), in, 1);
   w_o_ = weight(in, s.heads * out_dim(), 2);
   x_ = Random(bench_.activation, t, in, 1.0f, 3);
@@ -144,7 +155,8 @@ int64_t AttentionLayer::table_stride() const { return (case_.context + kBlockSiz
 void AttentionLayer::FillCache() {
   const int64_t latent = IsMla(case_.variant) ? shape_.kv_lora_rank : 2 * kv_heads_ * shape_.nope;
   const int64_t rope = IsMla(case_.variant) ? shape_.rope : 0;
-  cache_ = {nullptr, case_.format, BlocksOf(case_), kBlockSize, static_cast<int32_t>(latent), static_cast<int32_t>(rope)};
+  cache_ = {
+      nullptr, case_.format, BlocksOf(case_), kBlockSize, static_cast<int32_t>(latent), static_cast<int32_t>(rope)};
   const int64_t record = cache_.record_bytes(), slots = cache_.num_blocks * kBlockSize;
   cache_memory_ = Buffer(bench_.device, static_cast<size_t>(slots * record));
   cache_.data = cache_memory_.data();
@@ -185,8 +197,14 @@ void AttentionLayer::FillTables() {
   Upload(bench_, tables_.view.data, ints.data(), ints.size() * sizeof(int32_t));
   Upload(bench_, slots_.view.data, slots.data(), slots.size() * sizeof(int64_t));
   const int32_t* device = tables_.view.i32();
-  batch_ = {static_cast<int32_t>(n), static_cast<int32_t>(queries_), static_cast<int32_t>(context_), device + n * stride,
-            device + n * stride + n + 1, device, stride, ContextShard{1, 0, kBlockSize}};
+  batch_ = {static_cast<int32_t>(n),
+            static_cast<int32_t>(queries_),
+            static_cast<int32_t>(context_),
+            device + n * stride,
+            device + n * stride + n + 1,
+            device,
+            stride,
+            ContextShard{1, 0, kBlockSize}};
 }
 
 void AttentionLayer::Project() {
@@ -198,8 +216,9 @@ void AttentionLayer::Project() {
   if (IsMla(case_.variant)) {
     ops.Rope({q.Dims(s.nope, s.rope), positions, cos_sin_.view, true}, *bench_.stream);
     ops.Gemm({Rows(x_), Weight(w_kv_a_, s.kv_lora_rank + s.rope, s.hidden), {}, Rows(kv_a_)}, *bench_.stream);
-    ops.LatentWrite({Rows(kv_a_), norm_.view, kNormEps, positions, cos_sin_.view, true, slots_.view.as<int64_t>(), cache_},
-                    *bench_.stream);
+    ops.LatentWrite(
+        {Rows(kv_a_), norm_.view, kNormEps, positions, cos_sin_.view, true, slots_.view.as<int64_t>(), cache_},
+        *bench_.stream);
     return;
   }
   const HeadsView k = AsHeads(Rows(k_), kv_heads_, s.nope), v = AsHeads(Rows(v_), kv_heads_, s.nope);
@@ -234,11 +253,13 @@ void AttentionLayer::AttendAbsorbed() {
   const int64_t rank = s.kv_lora_rank, rows_per_head = s.nope + s.v_head_dim;
   const WeightView kv_b = Weight(w_kv_b_, s.heads * rows_per_head, rank);
   const HeadsView q = AsHeads(Rows(q_), s.heads, query_dim());
-  const HeadsView q_latent = AsHeads(Rows(q_latent_), s.heads, rank), o_latent = AsHeads(Rows(o_latent_), s.heads, rank);
+  const HeadsView q_latent = AsHeads(Rows(q_latent_), s.heads, rank),
+                  o_latent = AsHeads(Rows(o_latent_), s.heads, rank);
   bench_.ops->HeadGemm({q.Dims(0, s.nope), kv_b, rows_per_head, 0, s.nope, true, q_latent}, *bench_.stream);
   bench_.ops->MlaAttention({q_latent, q.Dims(s.nope, s.rope), cache_, batch_, scale_, o_latent, {}}, *bench_.stream);
-  bench_.ops->HeadGemm({o_latent, kv_b, rows_per_head, s.nope, s.v_head_dim, false, AsHeads(Rows(o_), s.heads, s.v_head_dim)},
-                       *bench_.stream);
+  bench_.ops->HeadGemm(
+      {o_latent, kv_b, rows_per_head, s.nope, s.v_head_dim, false, AsHeads(Rows(o_), s.heads, s.v_head_dim)},
+      *bench_.stream);
 }
 
 void AttentionLayer::AttendExpanded(int64_t sequence) {
@@ -250,9 +271,11 @@ void AttentionLayer::AttendChunk(int64_t sequence, int64_t key_begin, int64_t ke
   const AttentionShape& s = shape_;
   const int64_t row = sequence * queries_;
   const TensorView latents = latents_.view.Rows(0, keys), kv = kv_.view.Rows(0, keys);
-  bench_.ops->LatentGather({cache_, batch_.block_table + sequence * batch_.table_stride, key_begin, keys, latents}, *bench_.stream);
-  bench_.ops->Gemm({latents.Cols(0, s.kv_lora_rank), Weight(w_kv_b_, s.heads * (s.nope + s.v_head_dim), s.kv_lora_rank), {}, kv},
-                   *bench_.stream);
+  bench_.ops->LatentGather({cache_, batch_.block_table + sequence * batch_.table_stride, key_begin, keys, latents},
+                           *bench_.stream);
+  bench_.ops->Gemm(
+      {latents.Cols(0, s.kv_lora_rank), Weight(w_kv_b_, s.heads * (s.nope + s.v_head_dim), s.kv_lora_rank), {}, kv},
+      *bench_.stream);
   const HeadsView kv_heads = AsHeads(kv, s.heads, s.nope + s.v_head_dim);
   const bool first = key_begin == 0;
   PrefillAttentionParams p;
@@ -268,8 +291,9 @@ void AttentionLayer::AttendChunk(int64_t sequence, int64_t key_begin, int64_t ke
   p.lse = (first ? lse_ : lse_part_).view.Rows(row, queries_);
   bench_.ops->PrefillAttention(p, *bench_.stream);
   if (first) return;
-  bench_.ops->MergeAttention({AsHeads(o_.view.Rows(row, queries_), s.heads, s.v_head_dim), lse_.view.Rows(row, queries_), p.out, p.lse},
-                             *bench_.stream);
+  bench_.ops->MergeAttention(
+      {AsHeads(o_.view.Rows(row, queries_), s.heads, s.v_head_dim), lse_.view.Rows(row, queries_), p.out, p.lse},
+      *bench_.stream);
 }
 
 void AttentionLayer::Output() {

@@ -1,6 +1,6 @@
-// AttentionLayer: one attention layer of a variant with random weights and a filled paged cache, run as the model runs it
-// (runtime/model/{mla,gqa}_attention.cc) through the device's Ops. The same seed gives the same weights, inputs and cache on
-// every device and for both forms of MLA, so that their outputs can be compared.
+// AttentionLayer: one attention layer of a variant with random weights and a filled paged cache, run as the model runs
+// it (runtime/model/{mla,gqa}_attention.cc) through the device's Ops. The same seed gives the same weights, inputs and
+// cache on every device and for both forms of MLA, so that their outputs can be compared.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,8 @@ MachineLimits MeasureCpu(const BenchDevice& bench, double seconds) {
   const int64_t floats = int64_t{64} << 20, chunk = 1 << 16, rounds = 100000;
   Tensor data(bench.device, DType::kF32, {floats});
   std::vector<float> sums(static_cast<size_t>(pool.threads()) * 64);      // 256 bytes apart: no line is shared
-  pool.ParallelFor(floats, chunk, [&](int64_t b, int64_t e, int) { std::fill(data.view.f32() + b, data.view.f32() + e, 1e-3f); });
+  pool.ParallelFor(floats, chunk,
+                   [&](int64_t b, int64_t e, int) { std::fill(data.view.f32() + b, data.view.f32() + e, 1e-3f); });
   const Timing read = TimeRuns(bench, 1000, seconds / 2, [&] {
     pool.ParallelFor(floats, chunk, [&](int64_t b, int64_t e, int t) {
       sums[static_cast<size_t>(t) * 64] += Kernels().sum_squares(data.view.f32() + b, e - b);
@@ -25,22 +26,26 @@ MachineLimits MeasureCpu(const BenchDevice& bench, double seconds) {
   });
   const int64_t items = 4 * pool.threads();
   const Timing burn = TimeRuns(bench, 1000, seconds / 2, [&] {
-    pool.ParallelFor(items, 1, [&](int64_t, int64_t, int t) { sums[static_cast<size_t>(t) * 64] += Kernels().fma_burn(rounds); });
+    pool.ParallelFor(items, 1,
+                     [&](int64_t, int64_t, int t) { sums[static_cast<size_t>(t) * 64] += Kernels().fma_burn(rounds); });
   });
   return {static_cast<double>(floats) * 4 / read.best,
-          static_cast<double>(Kernels().fma_flops * rounds * items) / burn.best, "reading 256 MiB", "f32 multiply-adds in registers"};
+          static_cast<double>(Kernels().fma_flops * rounds * items) / burn.best, "reading 256 MiB",
+          "f32 multiply-adds in registers"};
 }
 
 MachineLimits MeasureGpu(const BenchDevice& bench, double seconds) {
   const int64_t bytes = int64_t{1} << 30, n = 4096;
   Buffer from(bench.device, bytes), to(bench.device, bytes);
   bench.device->Fill(from.data(), 0, bytes, *bench.stream);
-  const Timing copy = TimeRuns(bench, 100, seconds / 2, [&] { bench.device->CopyOnDevice(to.data(), from.data(), bytes, *bench.stream); });
+  const Timing copy = TimeRuns(bench, 100, seconds / 2,
+                               [&] { bench.device->CopyOnDevice(to.data(), from.data(), bytes, *bench.stream); });
   WeightView w;
   w.dtype = DType::kBF16;
   w.data = from.data();
   w.rows = w.cols = n;
-  const TensorView x(static_cast<char*>(from.data()) + n * n * 2, DType::kBF16, {n, n}), out(to.data(), DType::kBF16, {n, n});
+  const TensorView x(static_cast<char*>(from.data()) + n * n * 2, DType::kBF16, {n, n}),
+      out(to.data(), DType::kBF16, {n, n});
   const Timing product = TimeRuns(bench, 100, seconds / 2, [&] { bench.ops->Gemm({x, w, {}, out}, *bench.stream); });
   return {2.0 * static_cast<double>(bytes) / copy.best, 2.0 * static_cast<double>(n * n) * n / product.best,
           "copying 1 GiB, read and written bytes counted", "a bf16 matrix product of 4096 x 4096 x 4096"};

@@ -16,7 +16,7 @@ struct BenchDevice {
 };
 
 struct MachineLimits {
-  double bytes_per_second = 0;       // CPU: reading 256 MiB with all threads; GPU: copying, read and written bytes counted
+  double bytes_per_second = 0;  // CPU: reading 256 MiB with all threads; GPU: copying, read and written bytes counted
   double flops = 0;                  // CPU: f32 multiply-adds in registers; GPU: a bf16 matrix product of 4096^3
   const char* bandwidth_of = "";     // what was done, for the report
   const char* flops_of = "";
@@ -28,8 +28,8 @@ struct Timing {
   double best = 0;
   int runs = 0;                      // 0: nothing was measured
 };
-// One run to warm up, then up to `repeat` runs, stopped when `seconds` are used up. A warm-up that alone takes that long is
-// the one run. Each run is awaited on the stream.
+// One run to warm up, then up to `repeat` runs, stopped when `seconds` are used up. A warm-up that alone takes that
+// long is the one run. Each run is awaited on the stream.
 Timing TimeRuns(const BenchDevice& bench, int repeat, double seconds, const std::function<void()>& run);
 
 }  // namespace latentmesh

@@ -18,10 +18,12 @@ constexpr double kPatience = 4;            // a cell may take this many times it
 constexpr double kAssumedEfficiency = 0.3; // of the machine's limits, for guessing how long a run will take
 constexpr int64_t kCrossoverQueries = 512;
 
-// Deals out what is left of a stretch of time over the cells still to come, so that quick cells leave theirs to slow ones.
+// Deals out what is left of a stretch of time over the cells still to come, so that quick cells leave theirs to slow
+// ones.
 class TimeBudget {
  public:
-  TimeBudget(double seconds, int64_t cells) : stop_(Clock::now() + std::chrono::duration<double>(seconds)), cells_(cells) {}
+  TimeBudget(double seconds, int64_t cells)
+      : stop_(Clock::now() + std::chrono::duration<double>(seconds)), cells_(cells) {}
   double Next() {
     const double left = std::chrono::duration<double>(stop_ - Clock::now()).count();
     return std::max(0.02, left / static_cast<double>(std::max<int64_t>(1, cells_--)));
@@ -43,14 +45,16 @@ class AttentionBench {
     TimeBudget budget(options_.seconds * kDecodeShare, static_cast<int64_t>(cells));
     for (int64_t context : options_.contexts)
       for (int64_t batch : options_.batches)
-        for (AttentionVariant variant : variants_) results_.decode.push_back(DecodeOne(variant, context, batch, budget.Next()));
+        for (AttentionVariant variant : variants_)
+          results_.decode.push_back(DecodeOne(variant, context, batch, budget.Next()));
   }
 
   void Prefill() {
     const size_t cells = variants_.size() * options_.contexts.size();
     TimeBudget budget(options_.seconds * kPrefillShare, static_cast<int64_t>(cells));
     for (int64_t context : options_.contexts)
-      for (AttentionVariant variant : variants_) results_.prefill.push_back(PrefillOne(variant, context, budget.Next()));
+      for (AttentionVariant variant : variants_)
+        results_.prefill.push_back(PrefillOne(variant, context, budget.Next()));
   }
 
   void Crossover() {
@@ -69,8 +73,11 @@ class AttentionBench {
     if (static_cast<uint64_t>(cache) > options_.memory)
       return fmt::format("cache of {} exceeds --memory {}", FormatSize(static_cast<double>(cache)),
                          FormatSize(static_cast<double>(options_.memory)));
-    const uint64_t bytes = AttentionLayer::DeviceBytes(options_.shape, c, bench_.activation), free = bench_.device->free_memory();
-    if (bytes > free) return fmt::format("needs {}, {} are free", FormatSize(static_cast<double>(bytes)), FormatSize(static_cast<double>(free)));
+    const uint64_t bytes = AttentionLayer::DeviceBytes(options_.shape, c, bench_.activation),
+                   free = bench_.device->free_memory();
+    if (bytes > free)
+      return fmt::format("needs {}, {} are free", FormatSize(static_cast<double>(bytes)),
+                         FormatSize(static_cast<double>(free)));
     return "";
   }
 
@@ -89,7 +96,8 @@ class AttentionBench {
     return cell;
   }
 
-  // The largest measured batch of the same variant and context, times the ratio: an upper bound, as batches share weights.
+  // The largest measured batch of the same variant and context, times the ratio: an upper bound, as batches share
+  // weights.
   DecodeCell FromSmallerBatch(DecodeCell cell) const {
     cell.note = "left out: --seconds would not do";
     for (const DecodeCell& other : results_.decode) {
@@ -110,7 +118,8 @@ class AttentionBench {
     const AttentionWork work = WorkOf(variant, options_.shape, options_.format, 1, chunk, context);
     cell.last_flops = work.flops + ProjectionFlops(variant, options_.shape, chunk);
     cell.note = Obstacle(c);
-    if (cell.note.empty() && Guess(cell.last_flops, work.bytes) > kPatience * seconds) cell.note = "left out: --seconds would not do";
+    if (cell.note.empty() && Guess(cell.last_flops, work.bytes) > kPatience * seconds)
+      cell.note = "left out: --seconds would not do";
     if (!cell.note.empty()) return cell;
     AttentionLayer layer(bench_, options_.shape, c);
     cell.last = TimeRuns(bench_, options_.repeat, seconds / 3, [&] { layer.Run(); });
@@ -118,8 +127,8 @@ class AttentionBench {
     return cell;
   }
 
-  // Adds up all steps when they take `seconds` or less, else draws a line through the first, middle and last one: a step's
-  // time is linear in the keys it sees.
+  // Adds up all steps when they take `seconds` or less, else draws a line through the first, middle and last one: a
+  // step's time is linear in the keys it sees.
   void FillPrompt(AttentionLayer& layer, int64_t chunk, int64_t chunks, double seconds, PrefillCell& cell) {
     auto step = [&](int64_t i) {
       const int64_t begin = i * chunk, queries = std::min(chunk, cell.context - begin);
@@ -128,7 +137,7 @@ class AttentionBench {
     };
     cell.source = Source::kMeasured;
     cell.seconds = cell.last.median;
-    const bool all = static_cast<double>(chunks - 1) * cell.last.median <= seconds;      // the steps before it are shorter
+    const bool all = static_cast<double>(chunks - 1) * cell.last.median <= seconds;  // the steps before it are shorter
     if (all || chunks <= 3) {
       for (int64_t i = 0; i + 1 < chunks; ++i) cell.seconds += step(i);
       return;
@@ -176,7 +185,8 @@ double CrossingOf(const std::vector<CrossoverPoint>& points) {
     if (now <= 0) continue;
     if (i == 0) return static_cast<double>(points[0].queries);
     const double before = std::log(points[i - 1].absorbed / points[i - 1].expanded);
-    const double from = std::log(static_cast<double>(points[i - 1].queries)), to = std::log(static_cast<double>(points[i].queries));
+    const double from = std::log(static_cast<double>(points[i - 1].queries)),
+                 to = std::log(static_cast<double>(points[i].queries));
     return std::exp(from + (to - from) * before / (before - now));
   }
   return 0;

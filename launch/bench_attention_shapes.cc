@@ -13,7 +13,8 @@ constexpr int64_t kDeepSeekV3Layers = 61;
 
 // Query-key pairs of `queries` causal queries that end at `context`.
 double Pairs(int64_t queries, int64_t context) {
-  return static_cast<double>(queries) * static_cast<double>(context) - 0.5 * static_cast<double>(queries * (queries - 1));
+  return static_cast<double>(queries) * static_cast<double>(context) -
+         0.5 * static_cast<double>(queries * (queries - 1));
 }
 
 // Operations a pair and head.
@@ -99,7 +100,8 @@ double ProjectionFlops(AttentionVariant variant, const AttentionShape& s, int64_
 
 double CrossoverQueries(const AttentionShape& s, int64_t context) {
   const double expand = static_cast<double>(s.kv_lora_rank * (s.nope + s.v_head_dim));
-  const double inverse = static_cast<double>(2 * s.kv_lora_rank - s.nope - s.v_head_dim) / expand + 1.0 / static_cast<double>(context);
+  const double inverse =
+      static_cast<double>(2 * s.kv_lora_rank - s.nope - s.v_head_dim) / expand + 1.0 / static_cast<double>(context);
   return inverse > 0 ? 1 / inverse : std::numeric_limits<double>::infinity();
 }
 
@@ -107,14 +109,16 @@ std::vector<VariantCost> DeepSeekV3Costs(int64_t context) {
   const AttentionShape& s = kDeepSeekV3;
   const double same_heads = 2.0 * static_cast<double>(s.heads * (s.nope + s.rope + s.v_head_dim));
   std::vector<VariantCost> costs;
-  costs.push_back(CostOf("MHA, same heads (192 + 128)", "bf16", same_heads, PairFlops(AttentionVariant::kMlaExpanded, s), context));
+  costs.push_back(
+      CostOf("MHA, same heads (192 + 128)", "bf16", same_heads, PairFlops(AttentionVariant::kMlaExpanded, s), context));
   for (AttentionVariant variant : {AttentionVariant::kGqa8, AttentionVariant::kGqa4, AttentionVariant::kMqa}) {
     const double bytes = static_cast<double>(CacheBytesPerToken(variant, s, CacheFormat::kBF16));
     costs.push_back(CostOf(VariantName(variant), "bf16", bytes, PairFlops(variant, s), context));
   }
   for (CacheFormat format : {CacheFormat::kBF16, CacheFormat::kF8, CacheFormat::k6Bit}) {
     const double bytes = static_cast<double>(CacheBytesPerToken(AttentionVariant::kMlaAbsorbed, s, format));
-    costs.push_back(CostOf("MLA absorbed", CacheFormatName(format), bytes, PairFlops(AttentionVariant::kMlaAbsorbed, s), context));
+    costs.push_back(
+        CostOf("MLA absorbed", CacheFormatName(format), bytes, PairFlops(AttentionVariant::kMlaAbsorbed, s), context));
   }
   for (VariantCost& cost : costs) {
     cost.saving = 1 - static_cast<double>(cost.bytes_per_token) / static_cast<double>(costs.front().bytes_per_token);

@@ -10,12 +10,12 @@
 
 namespace latentmesh {
 
-// GQA-8 and GQA-4 have 8 and 4 key-value heads (Ainslie et al. 2023). MLA (DeepSeek-V2, section 2.1) is one variant with
-// one cache; its two forms differ in the work only.
+// GQA-8 and GQA-4 have 8 and 4 key-value heads (Ainslie et al. 2023). MLA (DeepSeek-V2, section 2.1) is one variant
+// with one cache; its two forms differ in the work only.
 enum class AttentionVariant { kMha, kGqa8, kGqa4, kMqa, kMlaExpanded, kMlaAbsorbed };
-inline constexpr AttentionVariant kAttentionVariants[] = {AttentionVariant::kMha,  AttentionVariant::kGqa8,
-                                                          AttentionVariant::kGqa4, AttentionVariant::kMqa,
-                                                          AttentionVariant::kMlaExpanded, AttentionVariant::kMlaAbsorbed};
+inline constexpr AttentionVariant kAttentionVariants[] = {
+    AttentionVariant::kMha, AttentionVariant::kGqa8,        AttentionVariant::kGqa4,
+    AttentionVariant::kMqa, AttentionVariant::kMlaExpanded, AttentionVariant::kMlaAbsorbed};
 const char* VariantName(AttentionVariant variant);        // "GQA-8", "MLA absorbed"
 inline bool IsMla(AttentionVariant variant) { return variant >= AttentionVariant::kMlaExpanded; }
 
@@ -40,8 +40,9 @@ int64_t CacheBytesPerToken(AttentionVariant variant, const AttentionShape& shape
 int64_t LargestBatch(int64_t bytes_per_token, int64_t layers, int64_t context, uint64_t memory);
 
 // The attention itself, without the projections of x: `sequences` sequences with `queries` new tokens each, the last of
-// `context` cached ones. Operations are 2 a multiply-add; causal. MLA counts its work with kv_b_proj (absorbing queries and
-// outputs, or expanding all keys and values). Bytes: cache and kv_b_proj once; expanded keys and values not counted.
+// `context` cached ones. Operations are 2 a multiply-add; causal. MLA counts its work with kv_b_proj (absorbing queries
+// and outputs, or expanding all keys and values). Bytes: cache and kv_b_proj once; expanded keys and values not
+// counted.
 struct AttentionWork {
   double flops = 0;
   double bytes = 0;
@@ -51,8 +52,8 @@ AttentionWork WorkOf(AttentionVariant variant, const AttentionShape& shape, Cach
 // Flops of the projections of x and o_proj for `tokens` tokens.
 double ProjectionFlops(AttentionVariant variant, const AttentionShape& shape, int64_t tokens);
 
-// n*: expanding is cheaper for more queries than this. 1/n* = 1/S + (2r - nope - v) / (r (nope + v)); the second term is
-// 1/170.7 for DeepSeek-V3. Infinite where absorbing never loses.
+// n*: expanding is cheaper for more queries than this. 1/n* = 1/S + (2r - nope - v) / (r (nope + v)); the second term
+// is 1/170.7 for DeepSeek-V3. Infinite where absorbing never loses.
 double CrossoverQueries(const AttentionShape& shape, int64_t context);
 
 // What DeepSeek-V3 (61 layers, 128 heads) would keep and compute with each variant.

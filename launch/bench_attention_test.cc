@@ -45,14 +45,16 @@ TEST(AttentionArithmetic, TheNinetyThreePercentIsAnotherComparison) {
 TEST(AttentionArithmetic, WorkOfAQueryKeyPair) {
   // 640 and 2176 operations a head: what one more cached token adds to a step, without the kv_b_proj work.
   auto pair = [](AttentionVariant v, double expansion) {
-    const double more = WorkOf(v, kV3, CacheFormat::kBF16, 1, 1, 1001).flops - WorkOf(v, kV3, CacheFormat::kBF16, 1, 1, 1000).flops;
+    const double more =
+        WorkOf(v, kV3, CacheFormat::kBF16, 1, 1, 1001).flops - WorkOf(v, kV3, CacheFormat::kBF16, 1, 1, 1000).flops;
     return more / 128 - expansion;
   };
   EXPECT_DOUBLE_EQ(pair(AttentionVariant::kMlaAbsorbed, 0), 2176);
   EXPECT_DOUBLE_EQ(pair(AttentionVariant::kMlaExpanded, 2.0 * 512 * 256), 640);
   // Causal: two queries over ten tokens see 9 + 10 keys.
   EXPECT_DOUBLE_EQ(WorkOf(AttentionVariant::kMha, kV3, CacheFormat::kBF16, 3, 2, 10).flops, 3 * 128 * 19 * 512.0);
-  EXPECT_DOUBLE_EQ(WorkOf(AttentionVariant::kMha, kV3, CacheFormat::kBF16, 3, 2, 10).bytes, 3 * 10 * 2 * 128 * 128 * 2.0);
+  EXPECT_DOUBLE_EQ(WorkOf(AttentionVariant::kMha, kV3, CacheFormat::kBF16, 3, 2, 10).bytes,
+                   3 * 10 * 2 * 128 * 128 * 2.0);
 }
 
 TEST(AttentionArithmetic, CrossoverIsWhereTheWorkIsEqual) {
@@ -62,7 +64,7 @@ TEST(AttentionArithmetic, CrossoverIsWhereTheWorkIsEqual) {
   const AttentionShape odd{6, 192, 80, 40, 24, 56};
   const double s = 3000, n = CrossoverQueries(odd, 3000), kv_b = 80 * (40 + 56);
   EXPECT_NEAR(n * s * (2 * 80 + 24) + n * kv_b, n * s * (40 + 24 + 56) + s * kv_b, 1e-6 * s * kv_b);
-  EXPECT_TRUE(std::isinf(CrossoverQueries({4, 64, 16, 64, 16, 64}, int64_t{1} << 40)));    // a latent smaller than a head
+  EXPECT_TRUE(std::isinf(CrossoverQueries({4, 64, 16, 64, 16, 64}, int64_t{1} << 40)));  // a latent smaller than a head
 }
 
 TEST(AttentionArithmetic, LargestBatchAndVariants) {
@@ -131,8 +133,10 @@ TEST_F(SmallRun, EveryCellIsMeasuredOrSaysWhyNot) {
   EXPECT_EQ(r.decode.size(), 6u * 2 * 2);
   EXPECT_EQ(r.prefill.size(), 6u * 2);
   for (const DecodeCell& c : r.decode) {
-    const bool fits = c.batch * c.context * CacheBytesPerToken(c.variant, r.options.shape, r.options.format) <= static_cast<int64_t>(r.options.memory);
-    EXPECT_EQ(c.source == Source::kNone, !fits) << VariantName(c.variant) << " " << c.context << " " << c.batch << " " << c.note;
+    const bool fits = c.batch * c.context * CacheBytesPerToken(c.variant, r.options.shape, r.options.format) <=
+                      static_cast<int64_t>(r.options.memory);
+    EXPECT_EQ(c.source == Source::kNone, !fits)
+        << VariantName(c.variant) << " " << c.context << " " << c.batch << " " << c.note;
     EXPECT_EQ(c.note.find("--memory") != std::string::npos, !fits) << c.note;
     EXPECT_EQ(c.attention.median > 0, c.source != Source::kNone);
   }
@@ -169,7 +173,8 @@ TEST(BenchFit, FitsTheGoldenAndRefusesWhatItCannot) {
   ASSERT_EQ(fit->mean.size(), 3u);
   const FitCurve& rotated = fit->mean.front();
   EXPECT_LT(rotated.points.back().output_error, 1e-10);
-  for (size_t i = 1; i < rotated.points.size(); ++i) EXPECT_LT(rotated.points[i].output_error, rotated.points[i - 1].output_error);
+  for (size_t i = 1; i < rotated.points.size(); ++i)
+    EXPECT_LT(rotated.points[i].output_error, rotated.points[i - 1].output_error);
   const auto refused = FitModel("tests/golden/v3-tiny");
   EXPECT_EQ(refused.status().code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(refused.status().message(), HasSubstr("latent attention already"));

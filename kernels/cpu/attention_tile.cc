@@ -6,8 +6,8 @@
 
 namespace latentmesh {
 
-// Up to this many rows are scored by inner products: lanes that hold no row would do most of the work otherwise (decoding
-// with one or a few query heads a key-value head).
+// Up to this many rows are scored by inner products: lanes that hold no row would do most of the work otherwise
+// (decoding with one or a few query heads a key-value head).
 constexpr int64_t kNarrowRows = 4;
 
 int64_t AttentionTile::ScratchFloats(int64_t key_dim, int64_t value_dim) {
@@ -48,7 +48,8 @@ void AttentionTile::ScoreWide(const KeyBlock& block, int64_t keys) {
   bool accumulate = false;
   for (const KeyBlock::Part& part : block.parts) {
     if (part.dim == 0) continue;
-    Kernels().outer[0]({part.data, part.stride, panel, kTileRows, scores_, kTileRows, keys, rows_, part.dim, accumulate});
+    Kernels().outer[0](
+        {part.data, part.stride, panel, kTileRows, scores_, kTileRows, keys, rows_, part.dim, accumulate});
     panel += part.dim * kTileRows;
     accumulate = true;
   }
@@ -59,7 +60,15 @@ void AttentionTile::ScoreNarrow(const KeyBlock& block, int64_t keys) {
   bool accumulate = false;
   for (const KeyBlock::Part& part : block.parts) {
     if (part.dim == 0) continue;
-    Kernels().dot[0]({query, key_dim_, rows_, {part.data, part.stride, nullptr, 0, 0, 0, 0, 0}, keys, part.dim, narrow_, kTileKeys, accumulate});
+    Kernels().dot[0]({query,
+                      key_dim_,
+                      rows_,
+                      {part.data, part.stride, nullptr, 0, 0, 0, 0, 0},
+                      keys,
+                      part.dim,
+                      narrow_,
+                      kTileKeys,
+                      accumulate});
     query += part.dim;
     accumulate = true;
   }

@@ -37,7 +37,8 @@ Matrix TimesTransposed(const Matrix& a, const Matrix& b) {
 Matrix Stacked(const Matrix& top, const Matrix& bottom) {
   LM_CHECK(top.cols == bottom.cols);
   Matrix m(top.rows + bottom.rows, top.cols);
-  std::copy(bottom.values.begin(), bottom.values.end(), std::copy(top.values.begin(), top.values.end(), m.values.begin()));
+  std::copy(bottom.values.begin(), bottom.values.end(),
+            std::copy(top.values.begin(), top.values.end(), m.values.begin()));
   return m;
 }
 

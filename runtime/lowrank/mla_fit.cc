@@ -28,13 +28,15 @@ void RotatePairs(const AttentionWeights& w, const std::vector<bool>& pairs, Matr
 }
 
 // One head's causal softmax(q k^T) v, into columns [column, column + d) of `out`.
-void AttendHead(const AttentionWeights& w, const Matrix& q, const Matrix& k, const Matrix& v, int64_t head, Matrix& out) {
+void AttendHead(const AttentionWeights& w, const Matrix& q, const Matrix& k, const Matrix& v, int64_t head,
+                Matrix& out) {
   const int64_t d = w.head_dim, column = head * d, kv_column = head / (w.heads / w.kv_heads) * d;
   const double scale = 1 / std::sqrt(static_cast<double>(d));
   std::vector<double> p(static_cast<size_t>(q.rows));
   for (int64_t t = 0; t < q.rows; ++t) {
     for (int64_t j = 0; j <= t; ++j)
-      p[static_cast<size_t>(j)] = scale * std::inner_product(q.row(t) + column, q.row(t) + column + d, k.row(j) + kv_column, 0.0);
+      p[static_cast<size_t>(j)] =
+          scale * std::inner_product(q.row(t) + column, q.row(t) + column + d, k.row(j) + kv_column, 0.0);
     const double top = *std::max_element(p.begin(), p.begin() + t + 1);
     double sum = 0;
     for (int64_t j = 0; j <= t; ++j) sum += p[static_cast<size_t>(j)] = std::exp(p[static_cast<size_t>(j)] - top);
@@ -52,7 +54,9 @@ Matrix Attend(const AttentionWeights& w, Matrix q, Matrix k, const Matrix& v, co
   return TimesTransposed(heads, w.o);
 }
 
-std::vector<bool> AllPairs(const AttentionWeights& w) { return std::vector<bool>(static_cast<size_t>(w.head_dim / 2), true); }
+std::vector<bool> AllPairs(const AttentionWeights& w) {
+  return std::vector<bool>(static_cast<size_t>(w.head_dim / 2), true);
+}
 
 // x through the truncated weights: [T, rows of the fitted matrix].
 Matrix ThroughLatent(const Svd& svd, int64_t rank, const Matrix& x) {
@@ -97,14 +101,19 @@ std::vector<int64_t> StrongestPairs(const AttentionWeights& w, const Matrix& x, 
   const Matrix q = TimesTransposed(x, w.q), k = TimesTransposed(x, w.k);
   const int64_t half = w.head_dim / 2, group = w.heads / w.kv_heads;
   std::vector<double> strength(static_cast<size_t>(half));
-  auto size = [&](const Matrix& m, int64_t t, int64_t column) { return std::hypot(m.at(t, column), m.at(t, column + half)); };
+  auto size = [&](const Matrix& m, int64_t t, int64_t column) {
+    return std::hypot(m.at(t, column), m.at(t, column + half));
+  };
   for (int64_t t = 0; t < x.rows; ++t)
     for (int64_t head = 0; head < w.heads; ++head)
       for (int64_t i = 0; i < half; ++i)
-        strength[static_cast<size_t>(i)] += size(q, t, head * w.head_dim + i) * size(k, t, head / group * w.head_dim + i);
+        strength[static_cast<size_t>(i)] +=
+            size(q, t, head * w.head_dim + i) * size(k, t, head / group * w.head_dim + i);
   std::vector<int64_t> order(static_cast<size_t>(half));
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strength[static_cast<size_t>(a)] > strength[static_cast<size_t>(b)]; });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return strength[static_cast<size_t>(a)] > strength[static_cast<size_t>(b)];
+  });
   order.resize(static_cast<size_t>(std::min(pairs, half)));
   std::sort(order.begin(), order.end());
   return order;

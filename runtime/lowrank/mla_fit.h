@@ -1,15 +1,17 @@
-// Fitting a latent attention of rank r to trained multi-head (or grouped-query) attention: the truncated SVD of the joint
-// [W_k; W_v] gives kv_a (down) and kv_b (up) with the smallest error of the projections, as in post-training conversions to
-// MLA (TransMLA, Meng et al. 2025; MHA2MLA, Ji et al. 2025).
+// Fitting a latent attention of rank r to trained multi-head (or grouped-query) attention: the truncated SVD of the
+// joint [W_k; W_v] gives kv_a (down) and kv_b (up) with the smallest error of the projections, as in post-training
+// conversions to MLA (TransMLA, Meng et al. 2025; MHA2MLA, Ji et al. 2025).
 //
-// What RoPE forbids. A query meets a cached key as q^T R(m - n) W_uk c: the rotation R of the distance stands between W_q
-// and W_uk, so W_uk cannot be absorbed into the query. Two ways out, both evaluated here:
-//   rotated    the latent holds everything; keys are expanded from it and rotated at every use. Exact at full rank, caches r
+// What RoPE forbids. A query meets a cached key as q^T R(m - n) W_uk c: the rotation R of the distance stands between
+// W_q and W_uk, so W_uk cannot be absorbed into the query. Two ways out, both evaluated here:
+//   rotated    the latent holds everything; keys are expanded from it and rotated at every use. Exact at full rank,
+//   caches r
 //              numbers, but only the expanded form works: decoding pays it.
-//   decoupled  some frequency pairs keep RoPE: their keys are left as they are, rotated and cached beside the latent (as
-//              MLA's rope key, but one for each key-value head since the weights do not share one); all other pairs lose
-//              their rotation and go into the latent with the values. Can be absorbed; wrong even at full rank by what the
-//              lost rotations meant.
+//   decoupled  some frequency pairs keep RoPE: their keys are left as they are, rotated and cached beside the latent
+//   (as
+//              MLA's rope key, but one for each key-value head since the weights do not share one); all other pairs
+//              lose their rotation and go into the latent with the values. Can be absorbed; wrong even at full rank by
+//              what the lost rotations meant.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +48,8 @@ struct FitCurve {
 
 // `x`: the layer's normalised inputs [T, hidden]. Ranks above what the rows allow are cut to full rank.
 FitCurve FitRotated(const AttentionWeights& w, const Matrix& x, const std::vector<int64_t>& ranks);
-// Keeps the `pairs` frequency pairs with the largest mean |q_pair| |k_pair| over tokens and heads, the same for all heads.
+// Keeps the `pairs` frequency pairs with the largest mean |q_pair| |k_pair| over tokens and heads, the same for all
+// heads.
 FitCurve FitDecoupled(const AttentionWeights& w, const Matrix& x, int64_t pairs, const std::vector<int64_t>& ranks);
 // Those pairs, rising.
 std::vector<int64_t> StrongestPairs(const AttentionWeights& w, const Matrix& x, int64_t pairs);

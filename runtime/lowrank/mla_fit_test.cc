@@ -105,7 +105,8 @@ TEST(MlaFit, DecoupledKeepsWhatItRotates) {
 
 TEST(MlaFit, StrongestPairsAreThoseThatCarryTheScores) {
   AttentionWeights w{1, 1, 6, Matrix(6, 4), Matrix(6, 4), Matrix(6, 4), Matrix(4, 6), {}};
-  for (int64_t i = 0; i < 6; ++i) w.q.at(i, 0) = w.k.at(i, 0) = i % 3 == 1 ? 5 : i % 3 == 2 ? 2 : 0.1;   // pairs (i, i + 3)
+  for (int64_t i = 0; i < 6; ++i)
+    w.q.at(i, 0) = w.k.at(i, 0) = i % 3 == 1 ? 5 : i % 3 == 2 ? 2 : 0.1;  // pairs (i, i + 3)
   Matrix x(2, 4);
   x.at(0, 0) = x.at(1, 0) = 1;
   EXPECT_EQ(StrongestPairs(w, x, 1), (std::vector<int64_t>{1}));

@@ -28,7 +28,8 @@ void Rotate(double* a, double* b, int64_t n, double c, double s) {
 
 // Makes rows i and j of `g` orthogonal and applies the same rotation to `v`; false when they were.
 bool Orthogonalise(Matrix& g, Matrix& v, int64_t i, int64_t j) {
-  const double aa = Dot(g.row(i), g.row(i), g.cols), bb = Dot(g.row(j), g.row(j), g.cols), ab = Dot(g.row(i), g.row(j), g.cols);
+  const double aa = Dot(g.row(i), g.row(i), g.cols), bb = Dot(g.row(j), g.row(j), g.cols),
+               ab = Dot(g.row(i), g.row(j), g.cols);
   if (std::fabs(ab) <= kOrthogonal * std::sqrt(aa * bb) || ab == 0) return false;
   const double zeta = (bb - aa) / (2 * ab);
   const double t = (zeta >= 0 ? 1 : -1) / (std::fabs(zeta) + std::sqrt(1 + zeta * zeta)), c = 1 / std::sqrt(1 + t * t);
@@ -52,7 +53,8 @@ Svd Decompose(Matrix g) {
   for (int64_t i = 0; i < n; ++i) norms[static_cast<size_t>(i)] = std::sqrt(Dot(g.row(i), g.row(i), g.cols));
   std::vector<int64_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return norms[static_cast<size_t>(a)] > norms[static_cast<size_t>(b)]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return norms[static_cast<size_t>(a)] > norms[static_cast<size_t>(b)]; });
   Svd svd{Matrix(g.cols, n), {}, Matrix(n, n)};
   for (int64_t k = 0; k < n; ++k) {
     const int64_t from = order[static_cast<size_t>(k)];

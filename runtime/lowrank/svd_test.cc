@@ -40,8 +40,9 @@ TEST_P(SvdShapes, FactorsAreOrthonormalAndGiveTheMatrixBack) {
   EXPECT_LT(RelativeError(Product(Truncated(svd, k)), a), 1e-13);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, SvdShapes, testing::Values(std::pair{1, 1}, std::pair{7, 1}, std::pair{1, 5}, std::pair{20, 20},
-                                                            std::pair{40, 13}, std::pair{13, 40}));
+INSTANTIATE_TEST_SUITE_P(Shapes, SvdShapes,
+                         testing::Values(std::pair{1, 1}, std::pair{7, 1}, std::pair{1, 5}, std::pair{20, 20},
+                                         std::pair{40, 13}, std::pair{13, 40}));
 
 // Eckart and Young: the error of rank r is the norm of the singular values left out, and it falls with r.
 TEST(Svd, TruncationErrorIsTheNormOfWhatIsLeftOut) {

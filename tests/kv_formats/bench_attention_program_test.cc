@@ -17,14 +17,18 @@ std::string Read(const std::string& path) {
 }
 
 int RunBench(const std::string& arguments) {
-  const std::string line = std::string(LATENTMESH_PROGRAM) + " bench attention --threads 1 --log-level warn " + arguments;
+  const std::string line =
+      std::string(LATENTMESH_PROGRAM) + " bench attention --threads 1 --log-level warn " + arguments;
   return WEXITSTATUS(std::system(line.c_str()));
 }
 
 TEST(BenchAttentionProgram, WritesTableJsonAndPage) {
   const std::string base = testing::TempDir() + "bench_attention";
-  ASSERT_EQ(RunBench("--heads 6 --hidden 192 --kv-lora-rank 80 --nope 40 --rope 24 --v-head-dim 56 --contexts 64,300 --batches 1,2 "
-                "--memory 50MB --seconds 1 --fit tests/golden/llama-mha --json " + base + ".json --html " + base + ".html > " + base + ".txt"), 0);
+  ASSERT_EQ(RunBench("--heads 6 --hidden 192 --kv-lora-rank 80 --nope 40 --rope 24 --v-head-dim 56 --contexts 64,300 "
+                     "--batches 1,2 "
+                     "--memory 50MB --seconds 1 --fit tests/golden/llama-mha --json " +
+                     base + ".json --html " + base + ".html > " + base + ".txt"),
+            0);
   const boost::json::value json = boost::json::parse(Read(base + ".json"));
   EXPECT_EQ(json.at("decode").as_array().size(), 4u * 2 * 2);     // GQA-8 and GQA-4 do not divide 6 heads
   for (const auto& check : json.at("checks").as_array()) EXPECT_TRUE(check.at("ok").as_bool());

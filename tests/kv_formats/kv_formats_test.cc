@@ -1,5 +1,6 @@
-// --kv-dtype through the whole engine: error of the logits on each golden, perplexity of the demo model, the same greedy
-// ids on every layout, and refusals. Every test prints what it measured; tests/bench/RESULTS.md holds the figures.
+// --kv-dtype through the whole engine: error of the logits on each golden, perplexity of the demo model, the same
+// greedy ids on every layout, and refusals. Every test prints what it measured; tests/bench/RESULTS.md holds the
+// figures.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -59,8 +60,8 @@ std::vector<float> Score(const EngineOptions& options, const std::vector<int32_t
   return logits;
 }
 
-// Relative errors of the logits: of all together, where one token that the router sends to another expert weighs much, and
-// of the median token.
+// Relative errors of the logits: of all together, where one token that the router sends to another expert weighs much,
+// and of the median token.
 struct Errors {
   double all, median;
   double argmax;                     // share of tokens with the same best id
@@ -71,7 +72,8 @@ Errors ErrorsOf(const std::vector<float>& got, const std::vector<float>& want, s
   std::vector<double> rows;
   double same = 0;
   for (size_t t = 0; t < tokens; ++t) {
-    const std::vector<float> g(got.begin() + t * vocab, got.begin() + (t + 1) * vocab), w(want.begin() + t * vocab, want.begin() + (t + 1) * vocab);
+    const std::vector<float> g(got.begin() + t * vocab, got.begin() + (t + 1) * vocab),
+        w(want.begin() + t * vocab, want.begin() + (t + 1) * vocab);
     rows.push_back(RelativeError(g, w));
     same += std::max_element(g.begin(), g.end()) - g.begin() == std::max_element(w.begin(), w.end()) - w.begin();
   }
@@ -79,8 +81,8 @@ Errors ErrorsOf(const std::vector<float>& got, const std::vector<float>& want, s
   return {RelativeError(got, want), rows[tokens / 2], same / static_cast<double>(tokens)};
 }
 
-// Bounds by format (order of kFormats), about twice what was measured. The weights are random: no trained model answers so
-// strongly to its cache (see PerplexityOfTheDemoModel).
+// Bounds by format (order of kFormats), about twice what was measured. The weights are random: no trained model answers
+// so strongly to its cache (see PerplexityOfTheDemoModel).
 struct Bound {
   const char* golden;
   double all[4];
@@ -99,8 +101,9 @@ TEST_P(GoldenError, StaysBelowItsBoundInBothForms) {
       EXPECT_LT(errors.all, GetParam().all[f]) << kFormats[f];
       EXPECT_LT(errors.median, GetParam().median[f]) << kFormats[f];
       EXPECT_GT(errors.all, f > 0 ? 1e-5 : 0) << kFormats[f] << ": the cache was not kept in this format";
-      std::printf("%s %s %s: logits error %.1e, of the median token %.1e, same argmax %.0f %%\n", GetParam().golden, kFormats[f],
-                  mode == AttentionMode::kAbsorbed ? "absorbed" : "expanded", errors.all, errors.median, 100 * errors.argmax);
+      std::printf("%s %s %s: logits error %.1e, of the median token %.1e, same argmax %.0f %%\n", GetParam().golden,
+                  kFormats[f], mode == AttentionMode::kAbsorbed ? "absorbed" : "expanded", errors.all, errors.median,
+                  100 * errors.argmax);
     }
   }
 }
@@ -150,7 +153,8 @@ std::vector<int32_t> Greedy(const EngineOptions& options, const ParallelConfig& 
   Status status = RunOnThreads(layout, options, [&](Engine& engine) {
     Request request;
     request.id = "greedy";
-    request.prompt_ids = engine.tokenizer()->Encode("And it came to pass in those days, that the king of the north went out");
+    request.prompt_ids =
+        engine.tokenizer()->Encode("And it came to pass in those days, that the king of the north went out");
     request.sampling.temperature = 0;
     request.sampling.max_tokens = 40;
     request.sampling.ignore_eos = true;
@@ -172,8 +176,8 @@ TEST(KvFormats, LayoutsGiveTheGreedyIdsOfOneRank) {
     const std::vector<int32_t> one = Greedy(options, {1, 1, 1, 1});
     EXPECT_EQ(one.size(), 40u);
     for (ParallelConfig layout : {ParallelConfig{2, 1, 1, 1}, {1, 1, 2, 1}, {2, 1, 1, 2}, {4, 1, 1, 2}, {2, 2, 2, 2}}) {
-      EXPECT_EQ(Greedy(options, layout), one) << format << " tp " << layout.tp << " dp " << layout.dp << " pp " << layout.pp
-                                              << " cp " << layout.cp;
+      EXPECT_EQ(Greedy(options, layout), one)
+          << format << " tp " << layout.tp << " dp " << layout.dp << " pp " << layout.pp << " cp " << layout.cp;
     }
   }
 }
