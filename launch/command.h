@@ -23,6 +23,7 @@ class Command {
 };
 
 std::unique_ptr<Command> MakeGenerateCommand();
+std::unique_ptr<Command> MakeServeCommand();
 std::unique_ptr<Command> MakeVerifyCommand();
 std::unique_ptr<Command> MakeEvalCommand();
 std::unique_ptr<Command> MakeBatchCommand();

@@ -6,6 +6,7 @@ std::vector<std::unique_ptr<Command>> MakeAllCommands() {
   std::vector<std::unique_ptr<Command>> commands;
   commands.push_back(MakeGenerateCommand());
   commands.push_back(MakeBatchCommand());
+  commands.push_back(MakeServeCommand());
   commands.push_back(MakeVerifyCommand());
   commands.push_back(MakeEvalCommand());
   commands.push_back(MakeBenchThroughputCommand());

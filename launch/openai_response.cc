@@ -29,7 +29,8 @@ json::array ByteArray(int32_t id, const TextCodec& codec) {
 // The parallel lists of the completions endpoint.
 class CompletionLogprobs {
  public:
-  CompletionLogprobs(const TextCodec& codec, bool with_top) : codec_(codec), with_top_(with_top) {}
+  CompletionLogprobs(const TextCodec& codec, bool with_top, int64_t offset = 0)
+      : codec_(codec), with_top_(with_top), offset_(offset) {}
 
   void AddUnscored(int32_t id) { Append(id, nullptr, nullptr); }     // the first token of an echoed prompt
   void Add(const SampledToken& token) {
@@ -37,6 +38,7 @@ class CompletionLogprobs {
     for (const TokenLogprob& other : token.top) top[TokenText(other.id, codec_)] = other.logprob;
     Append(token.id, token.logprob, with_top_ ? json::value(std::move(top)) : json::value(nullptr));
   }
+  int64_t offset() const { return offset_; }
   json::object Take() {
     return {{"tokens", std::move(tokens_)},
             {"token_logprobs", std::move(logprobs_)},
@@ -56,7 +58,7 @@ class CompletionLogprobs {
 
   const TextCodec& codec_;
   bool with_top_;
-  int64_t offset_ = 0;
+  int64_t offset_;                  // of the next token in the text, in characters
   json::array tokens_, logprobs_, top_, offsets_;
 };
 
@@ -80,34 +82,41 @@ json::object ChatLogprob(int32_t id, float logprob, const TextCodec& codec) {
   return {{"token", TextCodec::Printable(codec.TokenBytes(id))}, {"logprob", logprob}, {"bytes", ByteArray(id, codec)}};
 }
 
-json::object ChatChoice(const ApiRequest& request, const CollectedChoice& choice, const TextCodec& codec) {
-  json::object object = {
-      {"message", json::object{{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}}},
-      {"logprobs", nullptr}};
-  if (!request.sampling.logprobs.has_value()) return object;
+json::object ChatLogprobs(const std::vector<SampledToken>& tokens, const TextCodec& codec) {
   json::array content;
-  for (const SampledToken& token : choice.logprobs) {
+  for (const SampledToken& token : tokens) {
     json::object entry = ChatLogprob(token.id, token.logprob, codec);
     json::array top;
     for (const TokenLogprob& other : token.top) top.push_back(ChatLogprob(other.id, other.logprob, codec));
     entry["top_logprobs"] = std::move(top);
     content.push_back(std::move(entry));
   }
-  object["logprobs"] = {{"content", std::move(content)}};
+  return {{"content", std::move(content)}};
+}
+
+json::object ChatChoice(const ApiRequest& request, const CollectedChoice& choice, const TextCodec& codec) {
+  json::object object = {
+      {"message", json::object{{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}}},
+      {"logprobs", nullptr}};
+  if (request.sampling.logprobs.has_value()) object["logprobs"] = ChatLogprobs(choice.logprobs, codec);
   return object;
 }
 
+json::object UsageObject(const TokenUsage& usage) {
+  return {{"prompt_tokens", usage.prompt},
+          {"completion_tokens", usage.completion},
+          {"total_tokens", usage.prompt + usage.completion},
+          {"prompt_tokens_details", json::object{{"cached_tokens", usage.cached}}}};
+}
+
 json::object Usage(const ApiRequest& request, const std::vector<Collector>& answers) {
-  int64_t prompt = 0, completion = 0, cached = 0;
+  TokenUsage usage;
   for (const Collector& answer : answers) {
-    prompt += answer.prompt_tokens;
-    completion += request.score_only ? 0 : answer.completion_tokens;
-    cached += answer.cached_tokens;
+    usage.prompt += answer.prompt_tokens;
+    usage.completion += request.score_only ? 0 : answer.completion_tokens;
+    usage.cached += answer.cached_tokens;
   }
-  return {{"prompt_tokens", prompt},
-          {"completion_tokens", completion},
-          {"total_tokens", prompt + completion},
-          {"prompt_tokens_details", json::object{{"cached_tokens", cached}}}};
+  return UsageObject(usage);
 }
 
 }  // namespace
@@ -132,6 +141,27 @@ std::string CompletionBody(const ApiRequest& request, const ApiAnswerMeta& meta,
                                       {"model", meta.model},
                                       {"choices", std::move(choices)},
                                       {"usage", Usage(request, answers)}});
+}
+
+std::string UsageJson(const TokenUsage& usage) { return json::serialize(UsageObject(usage)); }
+
+std::string LogprobsJson(const ApiRequest& request, const std::vector<SampledToken>& tokens, const TextCodec& codec,
+                         int64_t* text_offset) {
+  if (request.endpoint == ApiEndpoint::kChatCompletions) return json::serialize(ChatLogprobs(tokens, codec));
+  CompletionLogprobs logprobs(codec, request.sampling.logprobs.value_or(0) > 0, *text_offset);
+  for (const SampledToken& token : tokens) logprobs.Add(token);
+  *text_offset = logprobs.offset();
+  return json::serialize(logprobs.Take());
+}
+
+std::string EchoLogprobsJson(const ApiRequest& request, const ApiPrompt& prompt,
+                             const std::vector<SampledToken>& prompt_logprobs, const TextCodec& codec,
+                             int64_t* text_offset) {
+  CompletionLogprobs logprobs(codec, request.sampling.logprobs.value_or(0) > 0);
+  if (!prompt.ids.empty()) logprobs.AddUnscored(prompt.ids[0]);
+  for (const SampledToken& token : prompt_logprobs) logprobs.Add(token);
+  *text_offset = logprobs.offset();
+  return json::serialize(logprobs.Take());
 }
 
 std::string ErrorBody(const ApiError& error) {

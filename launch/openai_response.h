@@ -20,6 +20,19 @@ struct ApiAnswerMeta {
 std::string CompletionBody(const ApiRequest& request, const ApiAnswerMeta& meta, const std::vector<Collector>& answers,
                            const TextCodec& codec);
 
+// Parts of streamed answers, as JSON texts.
+struct TokenUsage {
+  int64_t prompt = 0, completion = 0, cached = 0;
+};
+std::string UsageJson(const TokenUsage& usage);
+// `logprobs` of a choice's next tokens. text_offset: where they begin in the completion's text; moved behind them.
+std::string LogprobsJson(const ApiRequest& request, const std::vector<SampledToken>& tokens, const TextCodec& codec,
+                         int64_t* text_offset);
+// The same for an echoed prompt, the beginning of the text; completions only.
+std::string EchoLogprobsJson(const ApiRequest& request, const ApiPrompt& prompt,
+                             const std::vector<SampledToken>& prompt_logprobs, const TextCodec& codec,
+                             int64_t* text_offset);
+
 // {"error": {"message", "type", "param", "code"}}
 std::string ErrorBody(const ApiError& error);
 

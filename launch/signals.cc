@@ -37,6 +37,7 @@ StopSignals::~StopSignals() {
 }
 
 const std::atomic<bool>& StopSignals::requested() { return stop_requested; }
+int StopSignals::count() { return signal_count; }
 
 Status StopSignals::Cancelled(const std::string& what) {
   const char* name = last_signal == SIGINT ? "SIGINT" : last_signal == SIGTERM ? "SIGTERM" : "SIGUSR1";

@@ -17,6 +17,7 @@ class StopSignals {
   StopSignals& operator=(const StopSignals&) = delete;
 
   static const std::atomic<bool>& requested();
+  static int count();                                   // signals so far
   static Status Cancelled(const std::string& what);     // kCancelled, naming the signal
 };
 

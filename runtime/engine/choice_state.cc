@@ -27,12 +27,13 @@ uint64_t ChoiceSeed(uint64_t request_seed, int32_t index) {
   return z ^ (z >> 31);
 }
 
-ChoiceState::ChoiceState(int32_t index, uint64_t seed, const SamplingParams& params, const Tokenizer* tokenizer,
+ChoiceState::ChoiceState(int32_t index, uint64_t seed, const Request& request, const Tokenizer* tokenizer,
                          const std::vector<int32_t>& eos_ids)
-    : index_(index), seed_(seed), params_(params), eos_ids_(eos_ids) {
+    : index_(index), seed_(seed), params_(request.sampling), eos_ids_(eos_ids) {
+  if (request.constraint != nullptr) constraint_ = request.constraint->Clone();
   if (tokenizer == nullptr) return;
-  detokenizer_ = std::make_unique<IncrementalDetokenizer>(*tokenizer, params.skip_special_tokens);
-  stops_ = std::make_unique<StopMatcher>(params.stop, params.include_stop_str_in_output);
+  detokenizer_ = std::make_unique<IncrementalDetokenizer>(*tokenizer, params_.skip_special_tokens);
+  stops_ = std::make_unique<StopMatcher>(params_.stop, params_.include_stop_str_in_output);
 }
 
 FinishReason ChoiceState::CheckStopToken(int32_t id, std::string& reason) const {
@@ -51,6 +52,10 @@ void ChoiceState::Accept(const SampledToken& token, ChoiceDelta& delta) {
   output_.push_back(token.id);
   finish_ = CheckStopToken(token.id, delta.stop_reason);
   AddText(token.id, finish_ == FinishReason::kStop, delta);
+  if (constraint_ != nullptr && finish_ == FinishReason::kNone) {
+    constraint_->Accept(token.id);
+    if (constraint_->Finished()) finish_ = FinishReason::kStop;
+  }
   if (finish_ == FinishReason::kNone && static_cast<int32_t>(output_.size()) >= params_.max_tokens)
     finish_ = FinishReason::kLength;
   if (finished()) FinishText(delta);
@@ -75,6 +80,17 @@ void ChoiceState::FinishText(ChoiceDelta& delta) {
   if (detokenizer_ == nullptr) return;
   delta.text += stops_->Push(detokenizer_->Finish());
   delta.text += stops_->Finish();
+}
+
+const uint64_t* ChoiceState::AllowedTokens(int64_t vocab_size) {
+  if (constraint_ == nullptr) return nullptr;
+  mask_.assign(static_cast<size_t>((vocab_size + 63) / 64), 0);
+  constraint_->FillMask(mask_);
+  if (!params_.ignore_eos && constraint_->CanEnd()) {
+    for (int32_t id : eos_ids_)
+      if (id >= 0 && id < vocab_size) mask_[static_cast<size_t>(id) / 64] |= uint64_t{1} << (id % 64);
+  }
+  return mask_.data();
 }
 
 void ChoiceState::Abort(ChoiceDelta& delta) {

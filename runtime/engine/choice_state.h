@@ -15,12 +15,14 @@ namespace latentmesh {
 class ChoiceState {
  public:
   // `tokenizer` may be null: no text then. All references outlive the choice.
-  ChoiceState(int32_t index, uint64_t seed, const SamplingParams& params, const Tokenizer* tokenizer,
+  ChoiceState(int32_t index, uint64_t seed, const Request& request, const Tokenizer* tokenizer,
               const std::vector<int32_t>& eos_ids);
 
   // Takes the next token and adds what it gives to `delta`.
   void Accept(const SampledToken& token, ChoiceDelta& delta);
   void Abort(ChoiceDelta& delta);
+  // The bit mask of tokens that the request's constraint allows next; nullptr without one. Valid until the next call.
+  const uint64_t* AllowedTokens(int64_t vocab_size);
 
   bool finished() const { return finish_ != FinishReason::kNone; }
   uint64_t seed() const { return seed_; }
@@ -37,6 +39,8 @@ class ChoiceState {
   const std::vector<int32_t>& eos_ids_;
   std::unique_ptr<IncrementalDetokenizer> detokenizer_;
   std::unique_ptr<StopMatcher> stops_;
+  std::unique_ptr<TokenConstraint> constraint_;
+  std::vector<uint64_t> mask_;
   std::vector<int32_t> output_;
   FinishReason finish_ = FinishReason::kNone;
 };

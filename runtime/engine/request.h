@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -41,10 +43,23 @@ struct RequestOutput {
   RequestTimes times;
 };
 
+// What a grammar asks of the tokens of one choice. Clone is called on the submitting thread, the rest on the engine's.
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+  virtual std::unique_ptr<TokenConstraint> Clone() const = 0;      // at the same point of the grammar
+  // Sets the bits [vocab] of the tokens that may follow; ends of sequence are not among them.
+  virtual void FillMask(std::span<uint64_t> mask) = 0;
+  virtual void Accept(int32_t token_id) = 0;                       // a token of the mask
+  virtual bool CanEnd() const = 0;                                 // the output may end here
+  virtual bool Finished() const = 0;                               // and no token may follow
+};
+
 struct Request {
   std::string id;                              // unique among live requests
   std::vector<int32_t> prompt_ids;
   SamplingParams sampling;
+  std::shared_ptr<const TokenConstraint> constraint;   // optional; each choice follows a clone of it
   // Called on the engine's thread, in order; must not block (a slow reader buffers on its own side).
   std::function<void(const RequestOutput&)> on_output;
 };
