@@ -28,9 +28,9 @@ step() {
 
 mkdir -p "$build"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || { echo "no GPU answers here"; exit 6; }
-step configure 60 cmake -G Ninja -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=Release -DLATENTMESH_CUDA=ON || exit 1
+step configure 60 cmake -G Ninja -S "$root/tests/gpu/suite" -B "$build" || exit 1
 step build 220 ninja -C "$build" -j "$jobs" lm_gpu_test lm_gpu_bench || exit 1
-test_program=$build/tests/gpu/lm_gpu_test
+test_program=$build/gpu/lm_gpu_test
 
 step tests 90 "$test_program"
 note "tests passed" "$(grep -E '^\[  PASSED  \]' "$build/tests.log" | tr -s ' ' | cut -d' ' -f4-5)"
@@ -46,7 +46,7 @@ else
   note "compute-sanitizer" "not installed: skipped"
 fi
 
-step bench 120 "$build/tests/gpu/lm_gpu_bench"
+step bench 120 "$build/gpu/lm_gpu_bench"
 sed -n '/^| kernel/,$p' "$build/bench.log"
 head -n 1 "$build/bench.log"
 echo
