@@ -37,7 +37,8 @@ forbid '(cuda|cublas|cutlass|cooperative_groups|cub/|thrust/|curand|nv_|device_l
 forbid 'nccl\.h' '^parallel/nccl_' '<nccl.h> belongs to parallel/nccl_*'
 forbid 'mpi\.h' '^parallel/(mpi_|bootstrap|control_channel)' '<mpi.h> belongs to parallel/{mpi_*,bootstrap,control_channel}'
 forbid 'boost/(asio|beast)' '^launch/' 'Boost.Asio and Beast belong to launch'
-forbid 'boost/(json|asio|beast)' '(\.cc|/json_fields\.h|/api_fields\.h)$' 'Boost.JSON, Asio and Beast belong to .cc files'
+# Headers that only tests include cost the program nothing.
+forbid 'boost/(json|asio|beast)' '(\.cc|_test_util\.h|/json_fields\.h|/api_fields\.h)$' 'Boost.JSON, Asio and Beast belong to .cc files'
 forbid 'CLI/' '^launch/' 'CLI11 belongs to launch'
 forbid '(spdlog|fmt/.*printf)' '^launch/' 'logging belongs to launch'
 
