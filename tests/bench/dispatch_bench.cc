@@ -16,7 +16,7 @@
 namespace latentmesh {
 namespace {
 
-constexpr int kRepeats = 15;
+constexpr int kRepeats = 7, kInner = 10;
 
 struct Problem {
   int64_t tokens = 128, hidden = 7168;
@@ -31,8 +31,8 @@ struct Rank {
   CommunicatorSet comms;
 };
 
-// Milliseconds until all ranks are done, on rank 0; best of the repeats, and their median. From barrier to barrier: where
-// ranks share cores, what one rank waits for the others counts, in both things that are compared.
+// Milliseconds until all ranks are done, on rank 0; best of the repeats, and their median. kInner times between two barriers,
+// because ranks leave a barrier at different times: where they share cores, all ranks' work counts in both things compared.
 struct Times { double best, median; };
 
 template <typename Body>
@@ -41,9 +41,9 @@ Times Measure(Rank& rank, Body body) {
   for (int i = 0; i < kRepeats + 2; ++i) {
     rank.comms.world->Barrier(*rank.stream);
     int64_t begin = TraceClock();
-    body();
+    for (int n = 0; n < kInner; ++n) body();
     rank.comms.world->Barrier(*rank.stream);
-    if (i >= 2) times.push_back(static_cast<double>(TraceClock() - begin) / 1e6);   // the first ones touch fresh memory
+    if (i >= 2) times.push_back(static_cast<double>(TraceClock() - begin) / 1e6 / kInner);   // the first ones touch fresh memory
   }
   std::sort(times.begin(), times.end());
   return {times.front(), times[times.size() / 2]};
