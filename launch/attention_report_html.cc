@@ -17,7 +17,8 @@ constexpr const char* kHead = R"(<!doctype html>
 <style>
 :root{color-scheme:light dark;--ink:#22262b;--soft:#5d646d;--line:#dfe3e8;--page:#fff;--mark:#9a5b00}
 @media(prefers-color-scheme:dark){:root{--ink:#e3e6ea;--soft:#a2a9b2;--line:#353b43;--page:#16191d;--mark:#e3a857}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:840px;margin:0 auto;padding:32px 20px 64px}
+body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:840px;margin:0 auto;
+padding:32px 20px 64px}
 h1{font-size:1.7em;line-height:1.2;margin:0 0 .3em}h2{font-size:1.2em;margin:2.4em 0 .4em}p,li{max-width:44em}
 .soft{color:var(--soft);font-size:.9em}svg{max-width:100%;height:auto;display:block;margin:1em 0 .2em}
 table{border-collapse:collapse;font-size:.82em;font-variant-numeric:tabular-nums;margin:.8em 0}

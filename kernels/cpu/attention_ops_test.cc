@@ -268,11 +268,15 @@ TEST_P(AttentionOps, GqaWriteThenGather) {
 
 TEST_P(AttentionOps, CopyBlocks) {
   Random random(27);
-  Cache cache = MakeCache(random, {CacheFormat::kBF16, 24, 8, 16}, {{1, 60}});
-  const std::vector<int32_t> pairs{0, 2, 1, 3};
-  ops().CopyBlocks({cache.view, pairs.data(), 2}, stream());
-  const int64_t bytes = 16 * cache.view.record_bytes();
-  EXPECT_EQ(std::memcmp(cache.bytes.data(), cache.bytes.data() + 2 * bytes, 2 * bytes), 0);
+  for (CacheFormat format : kFormats) {
+    Cache cache = MakeCache(random, {format, 24, 8, 16}, {{1, 60}});
+    const std::vector<int32_t> pairs{0, 2, 1, 3};
+    const std::vector<char> before = cache.bytes;
+    ops().CopyBlocks({cache.view, pairs.data(), 2}, stream());
+    const int64_t bytes = 16 * cache.view.record_bytes();
+    EXPECT_EQ(std::memcmp(cache.bytes.data(), cache.bytes.data() + 2 * bytes, 2 * bytes), 0) << CacheFormatName(format);
+    EXPECT_EQ(std::memcmp(cache.bytes.data(), before.data(), 2 * bytes), 0) << CacheFormatName(format);
+  }
 }
 
 // The split into work items does not depend on the threads, so neither do the results.
