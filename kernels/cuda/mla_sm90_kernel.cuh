@@ -43,6 +43,11 @@ __device__ __forceinline__ void LoadQueries(const Args& p, const Place& place, S
   }
 }
 
+// Keeps the compiler from computing what follows from a value once, before a loop, and spilling it: the shared memory
+// leaves the L1 so small that spilled values come back from the L2.
+__device__ __forceinline__ void Recompute(uint64_t& value) { asm volatile("" : "+l"(value)); }
+__device__ __forceinline__ void Recompute(uint32_t& value) { asm volatile("" : "+r"(value)); }
+
 // scores (+)= queries x keys over one chunk of 64 columns. Descriptors count in units of 16 bytes.
 template <bool kHalf>
 __device__ __forceinline__ void MultiplyChunk(float (&scores)[32], uint64_t q, uint64_t keys, int chunk, bool first) {
@@ -58,7 +63,9 @@ __device__ __forceinline__ void MultiplyChunk(float (&scores)[32], uint64_t q, u
 // The chunks of a tile in the order in which their copies arrive, the left part first.
 template <bool kHalf>
 __device__ __forceinline__ void StartLeftScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
-  const uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
+  uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
+  Recompute(q);
+  Recompute(keys);
   BarrierWait(&s.full[buffer][0], parity);
   WgmmaFence();
   MultiplyChunk<kHalf>(scores, q, keys, 8, true);
@@ -68,7 +75,9 @@ __device__ __forceinline__ void StartLeftScores(float (&scores)[32], Shared& s, 
 }
 template <bool kHalf>
 __device__ __forceinline__ void StartRightScores(float (&scores)[32], Shared& s, int buffer, uint32_t parity) {
-  const uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
+  uint64_t q = SwizzledMatrix(s.q), keys = SwizzledMatrix(s.keys[buffer]);
+  Recompute(q);
+  Recompute(keys);
   BarrierWait(&s.full[buffer][1], parity);
   WgmmaFence();  // the wait is a loop: without it the compiler serialises the products around it
 #pragma unroll
@@ -147,7 +156,8 @@ __device__ __forceinline__ void Correct(float (&out)[128], float first, float se
 // out += probabilities x 256 value columns that begin at chunk `chunk`
 template <bool kHalf>
 __device__ __forceinline__ void StartValues(float (&out)[128], const uint32_t (&p)[4][4], const char* keys, int chunk) {
-  const uint64_t values = SwizzledMatrix(keys + chunk * kChunkBytes, kChunkBytes);
+  uint64_t values = SwizzledMatrix(keys + chunk * kChunkBytes, kChunkBytes);
+  Recompute(values);
   WgmmaFence();
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
@@ -374,8 +384,14 @@ __device__ __forceinline__ void RunCopies(const Args& p, const Place& place, Sha
 // and rounds their product with the scale less than bf16 does; queries and probabilities are f16 too in this form.
 constexpr int kScaleUnit = 32;
 
-// Sixteen codes become two 16-byte units; odd chunks are written in the other order so that lanes meet in fewer banks.
-__device__ __forceinline__ void StoreCodes(char* chunk, int row, int unit, const uint4& codes, __half2 scale) {
+__device__ __forceinline__ void StoreShared(uint32_t address, const uint4& v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+// Sixteen codes become two 16-byte units, `place` being where the first would lie in row 0; the swizzle of row r is an
+// exclusive or with r % 8. Odd chunks are written in the other order so that lanes meet in fewer banks.
+__device__ __forceinline__ void StoreCodes(uint32_t place, int row, const uint4& codes, __half2 scale) {
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
   uint32_t pairs[8];
 #pragma unroll
@@ -385,11 +401,12 @@ __device__ __forceinline__ void StoreCodes(char* chunk, int row, int unit, const
     const __half2 value = __hmul2(__half2(raw), scale);
     pairs[i] = *reinterpret_cast<const uint32_t*>(&value);
   }
-  const int second = unit / 4 & 1;
-  const uint4 low = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
-              high = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
-  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + second)) = second ? high : low;
-  *reinterpret_cast<uint4*>(chunk + SwizzledOffset(row, unit % 4 * 2 + 1 - second)) = second ? low : high;
+  const bool second = threadIdx.x / 4 & 1;
+  const uint32_t address = (place ^ (row & 7) << 4 ^ (second ? 16 : 0)) + row * 128;
+  const uint4 low = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  const uint4 high = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+  StoreShared(address, second ? high : low);
+  StoreShared(address ^ 16, second ? low : high);
 }
 
 // Four rows' bytes on their way. A lane holds unit `lane` of each row's codes, unit lane % 8 of row lane / 8's rope
@@ -420,15 +437,16 @@ struct RecordQuad {
           reinterpret_cast<const float*>(data + static_cast<int64_t>(scale_slot) * record_bytes + kScaleUnit * 16) +
           lane % 4);
   }
-  __device__ __forceinline__ void Store(char* keys, int row) const {
+  // `codes_place`, `rope_place`: this lane's units in the warp's row 0; row: 0, 4, 8 or 12, known when compiling.
+  __device__ __forceinline__ void Store(uint32_t codes_place, uint32_t rope_place, int row) const {
     const int lane = threadIdx.x % 32;
-    char* chunk = keys + lane / 4 * kChunkBytes;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      StoreCodes(chunk, row + j, lane, codes[j], __float2half2_rn(__shfl_sync(0xffffffffu, scale, j * 4 + lane / 8)));
+      const float of_row = __shfl_sync(0xffffffffu, scale, j * 4 + lane / 8);
+      StoreCodes(codes_place, row + j, codes[j], __float2half2_rn(of_row));
     }
-    *reinterpret_cast<uint4*>(keys + 8 * kChunkBytes + SwizzledOffset(row + lane / 8, lane % 8)) =
-        make_uint4(HalfOfBF16(rope.x), HalfOfBF16(rope.y), HalfOfBF16(rope.z), HalfOfBF16(rope.w));
+    StoreShared((rope_place ^ (row & 4) << 4) + row * 128,
+                make_uint4(HalfOfBF16(rope.x), HalfOfBF16(rope.y), HalfOfBF16(rope.z), HalfOfBF16(rope.w)));
   }
 };
 
@@ -436,7 +454,8 @@ struct RecordQuad {
 __device__ __forceinline__ void RunDecoding(const Args& p, const Place& place, Shared& s) {
   constexpr int kWarpRows = kKeys / 4;
   const int32_t* table = p.block_table + place.sequence * p.table_stride;
-  const int warp_row = threadIdx.x / 32 % 4 * kWarpRows, tiles = place.tile_end - place.tile_begin;
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * kWarpRows,
+            tiles = place.tile_end - place.tile_begin;
   const char* data = p.cache.data;
   const int record_bytes = p.cache.record_bytes;
   auto slots_of = [&](int i) {
@@ -450,18 +469,22 @@ __device__ __forceinline__ void RunDecoding(const Args& p, const Place& place, S
   for (int i = 0; i < tiles; ++i) {
     const int buffer = i & 1, next = slots_of(i + 1);
     const uint32_t parity = (i >> 1 & 1) ^ 1;
-    char* keys = s.keys[buffer];
+    uint32_t codes_place = SharedAddress(s.keys[buffer]) + lane / 4 * kChunkBytes + warp_row * 128 + lane % 4 * 32;
+    uint32_t rope_place =
+        SharedAddress(s.keys[buffer]) + 8 * kChunkBytes + (warp_row + lane / 8) * 128 + (lane % 8 ^ lane / 8) * 16;
+    Recompute(codes_place);
+    Recompute(rope_place);
     if (threadIdx.x == kConsumers && p.box_rows == kKeys && i + kPrefetch < tiles) {
       PrefetchTile(p, TileSlot(p, table, (place.tile_begin + i + kPrefetch) * kKeys, place.visible));
     }
     BarrierWait(&s.empty[buffer][0], parity);
     BarrierWait(&s.empty[buffer][1], parity);
-    even.Store(keys, warp_row);
+    even.Store(codes_place, rope_place, 0);
     even.Load(data, record_bytes, slots, 8);
-    odd.Store(keys, warp_row + 4);
+    odd.Store(codes_place, rope_place, 4);
     odd.Load(data, record_bytes, slots, 12);
-    even.Store(keys, warp_row + 8);
-    odd.Store(keys, warp_row + 12);
+    even.Store(codes_place, rope_place, 8);
+    odd.Store(codes_place, rope_place, 12);
     FenceAsyncProxy();
     BarrierArrive(&s.full[buffer][0]);
     BarrierArrive(&s.full[buffer][1]);

@@ -34,20 +34,14 @@ __global__ void FillRandom(T* to, int64_t n, float scale, uint32_t seed) {
   }
 }
 
-__global__ void CopyKernel(const uint4* from, uint4* to, int64_t n) {
-  constexpr int kUnroll = 4;
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += step * kUnroll) {
-    uint4 v[kUnroll];
+// Four 16-byte packs a thread, each block its own 32 KiB.
+__global__ void __launch_bounds__(512) CopyKernel(const uint4* from, uint4* to) {
+  const int64_t begin = blockIdx.x * int64_t{2048} + threadIdx.x;
+  uint4 v[4];
 #pragma unroll
-    for (int j = 0; j < kUnroll; ++j) {
-      if (i + j * step < n) v[j] = __ldcs(from + i + j * step);
-    }
+  for (int j = 0; j < 4; ++j) v[j] = from[begin + j * 512];
 #pragma unroll
-    for (int j = 0; j < kUnroll; ++j) {
-      if (i + j * step < n) __stcs(to + i + j * step, v[j]);
-    }
-  }
+  for (int j = 0; j < 4; ++j) to[begin + j * 512] = v[j];
 }
 
 template <typename A, typename B>
@@ -61,8 +55,6 @@ __global__ void SumDifference(const A* a, const B* b, int64_t n, double* sums) {
   atomicAdd(&sums[0], error);
   atomicAdd(&sums[1], norm);
 }
-
-unsigned CurrentBlocks() { return static_cast<unsigned>(cuda::CurrentCard().multiprocessors * 4); }
 
 }  // namespace
 
@@ -156,8 +148,8 @@ void Bench::MeasureCeilings() {
   const double copy = Time([&](int) { device_->CopyOnDevice(to.data(), from.data(), bytes, *stream_); }, 3);
   const double kernel = Time(
       [&](int) {
-        CopyKernel<<<CurrentBlocks(), 512, 0, native()>>>(static_cast<const uint4*>(from.data()),
-                                                          static_cast<uint4*>(to.data()), bytes / 16);
+        CopyKernel<<<static_cast<unsigned>(bytes / 32768), 512, 0, native()>>>(static_cast<const uint4*>(from.data()),
+                                                                               static_cast<uint4*>(to.data()));
       },
       3);
   copy_tbytes_ = 2.0 * bytes / std::min(copy, kernel) * 1e-6;
