@@ -115,11 +115,10 @@ uint8_t FloatToF8E4M3(float value) {
   return static_cast<uint8_t>(sign | ((rounded - 0x3c000000u) >> 20));
 }
 
-// A lambda is a type of its own, so that its loop is compiled for it alone, with vectors.
 void ConvertToFloat(const void* source, DType dtype, float* target, size_t n) {
   switch (dtype) {
     case DType::kF32: std::memcpy(target, source, n * sizeof(float)); return;
-    case DType::kBF16: ConvertAll<uint16_t>(source, target, n, [](uint16_t v) { return BF16ToFloat(v); }); return;
+    case DType::kBF16: ConvertAll<uint16_t>(source, target, n, BF16ToFloat); return;
     case DType::kF16: ConvertAll<uint16_t>(source, target, n, F16ToFloat); return;
     case DType::kF8E4M3: ConvertAll<uint8_t>(source, target, n, F8E4M3ToFloat); return;
     default: CheckFailed(__FILE__, __LINE__, "ConvertToFloat", DTypeName(dtype));
@@ -129,7 +128,7 @@ void ConvertToFloat(const void* source, DType dtype, float* target, size_t n) {
 void ConvertFromFloat(const float* source, void* target, DType dtype, size_t n) {
   switch (dtype) {
     case DType::kF32: std::memcpy(target, source, n * sizeof(float)); return;
-    case DType::kBF16: ConvertAllBack<uint16_t>(source, target, n, [](float v) { return FloatToBF16(v); }); return;
+    case DType::kBF16: ConvertAllBack<uint16_t>(source, target, n, FloatToBF16); return;
     case DType::kF16: ConvertAllBack<uint16_t>(source, target, n, FloatToF16); return;
     case DType::kF8E4M3: ConvertAllBack<uint8_t>(source, target, n, FloatToF8E4M3); return;
     default: CheckFailed(__FILE__, __LINE__, "ConvertFromFloat", DTypeName(dtype));

@@ -93,5 +93,16 @@ TEST(MigrateExperts, EveryRankGetsItsExperts) {
   }
 }
 
+TEST(KeepPlaces, LeavesExpertsThatStayInTheirSlots) {
+  ExpertPlacement from = ExpertPlacement::FromTable(6, {{4, 1, 0}, {2, 3, 5}}).value();
+  ExpertPlacement to = ExpertPlacement::FromTable(6, {{0, 1, 2}, {2, 3, 4, 5}}).value();
+  ExpertPlacement kept = KeepPlaces(from, to);
+  EXPECT_EQ(kept, ExpertPlacement::FromTable(6, {{2, 1, 0}, {2, 3, 5, 4}}).value());
+  EXPECT_EQ(KeepPlaces(from, from), from);
+  // Fewer slots than before: what stood beyond them takes a free one.
+  ExpertPlacement fewer = ExpertPlacement::FromTable(6, {{0, 1}, {2, 3, 4, 5}}).value();
+  EXPECT_EQ(KeepPlaces(from, fewer), ExpertPlacement::FromTable(6, {{0, 1}, {2, 3, 5, 4}}).value());
+}
+
 }  // namespace
 }  // namespace latentmesh
