@@ -31,6 +31,7 @@ std::unique_ptr<Command> MakeBenchThroughputCommand();
 std::unique_ptr<Command> MakeBenchLatencyCommand();
 std::unique_ptr<Command> MakeBenchBalanceCommand();
 std::unique_ptr<Command> MakeBenchAttentionCommand();
+std::unique_ptr<Command> MakeScalingReportCommand();
 std::unique_ptr<Command> MakePlanCommand();
 std::unique_ptr<Command> MakePreflightCommand();
 std::unique_ptr<Command> MakeVersionCommand();

@@ -13,6 +13,7 @@ std::vector<std::unique_ptr<Command>> MakeAllCommands() {
   commands.push_back(MakeBenchLatencyCommand());
   commands.push_back(MakeBenchBalanceCommand());
   commands.push_back(MakeBenchAttentionCommand());
+  commands.push_back(MakeScalingReportCommand());
   commands.push_back(MakePlanCommand());
   commands.push_back(MakePreflightCommand());
   commands.push_back(MakeVersionCommand());

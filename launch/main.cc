@@ -1,6 +1,7 @@
 // latentmesh: every rank runs this program; rank 0 speaks.
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
 #include <exception>
 
@@ -22,6 +23,7 @@ int Report(const Status& status, int rank) {
 // A failure of this rank alone (transport, deadline, bug): the others cannot know, so the job is ended.
 int EndJob(Job& job, StatusCode code, const std::string& what) {
   PrintError(fmt::format("rank {} on {}: {}", job.rank(), job.host(), what));
+  std::signal(SIGTERM, SIG_IGN);      // the launcher sends it to all ranks now; the exit code shall be this rank's own
   job.Abort(code);
   return ExitCode(code);      // not reached
 }

@@ -41,7 +41,7 @@ host_list() {
 crowded() { [ -z "$HOSTS" ] && [ -z "${SLURM_JOB_ID:-}" ] && [ "$RANKS" -gt "$(nproc)" ]; }
 
 options_of_open_mpi() {
-  options=(--quiet -n "$RANKS")
+  options=(--quiet -n "$RANKS" -x LATENTMESH_JOB_FOLDER)
   if [ "$(id -u)" = 0 ]; then options+=(--allow-run-as-root); fi
   if [ -n "$HOSTS" ]; then options+=(--host "$(host_list "${RANKS_PER_NODE:-$(((RANKS + hosts - 1) / hosts))}")"); fi
   if [ -n "$RANKS_PER_NODE" ]; then options+=(--map-by "ppr:$RANKS_PER_NODE:node"); fi
@@ -67,6 +67,20 @@ options_of_hydra() {
   if ! crowded && [ "$(nproc)" -ge 4 ]; then options+=(-bind-to "${BIND_TO:-numa}"); fi
 }
 
+# mpirun may wait for ever for a host that cannot be reached any more. A while after a rank of this host has failed it is
+# ended, with what it started here; ranks elsewhere end by their own deadlines.
+end_after_failure() {
+  local child
+  while kill -0 "$1" 2> /dev/null; do
+    sleep 1
+    [ -s "$LATENTMESH_JOB_FOLDER/failed" ] || continue
+    sleep "${GRACE:-5}"
+    for child in $(cat "/proc/$1/task/$1/children" 2> /dev/null); do kill -KILL -- "-$child" "$child"; done 2> /dev/null
+    kill -KILL "$1" 2> /dev/null
+    return
+  done
+}
+
 hosts=$(wc -w <<< "${HOSTS//,/ }")
 if [ -z "$RANKS" ] && [ -n "$RANKS_PER_NODE" ] && [ "$hosts" -gt 0 ]; then RANKS=$((hosts * RANKS_PER_NODE)); fi
 RANKS=${RANKS:-$(default_ranks)}
@@ -78,13 +92,20 @@ case $version in
 esac
 
 # mpirun ends the job within a second of SIGTERM; SIGUSR1 it passes on, and the ranks drain on it.
+LATENTMESH_JOB_FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/latentmesh-job.XXXXXX") || exit 7
+export LATENTMESH_JOB_FOLDER
+trap 'rm -rf "$LATENTMESH_JOB_FOLDER"' EXIT
 "$MPIRUN" "${options[@]}" $MPI_OPTIONS "$here/rank.sh" "$PROGRAM" "$@" <&0 &
 job=$!
+end_after_failure "$job" &
+watch=$!
 trap 'kill -USR1 "$job" 2> /dev/null' TERM INT
-wait "$job"
-code=$?
-while kill -0 "$job" 2> /dev/null; do
-  wait "$job"
+# A signal ends `wait` early.
+while :; do
+  { wait "$job"; } 2> /dev/null
   code=$?
+  kill -0 "$job" 2> /dev/null || break
 done
+kill "$watch" 2> /dev/null
+if [ "$code" = 137 ] && [ -s "$LATENTMESH_JOB_FOLDER/failed" ]; then code=$(cat "$LATENTMESH_JOB_FOLDER/failed"); fi
 exit "$code"

@@ -60,7 +60,15 @@ while :; do
   kill -0 "$child" 2>/dev/null || break
 done
 
-[ "$code" -gt 128 ] && [ "$code" -le 192 ] || exit "$code"
+# Tells launch/mpirun.sh, where it runs on this host, that the job has failed; the first rank's code counts.
+report_failure() {
+  [ -d "${LATENTMESH_JOB_FOLDER:-}" ] && (set -C; echo "$1" > "$LATENTMESH_JOB_FOLDER/failed") 2>/dev/null
+}
+
+if [ "$code" -le 128 ] || [ "$code" -gt 192 ]; then
+  [ "$code" = 0 ] || report_failure "$code"
+  exit "$code"
+fi
 signal=$((code - 128))
 place=$(sed 's/ *$//' "$record" 2>/dev/null)
 what="killed by signal $signal (SIG$(kill -l "$signal" 2>/dev/null))"
@@ -70,5 +78,6 @@ if [ "$signal" = 15 ] || [ "$signal" = 2 ] || [ "$signal" = 10 ]; then
 elif [ "$signal" = 9 ] && [ "$(oom_kills)" != "$ooms" ]; then
   what="killed by the kernel: out of memory" code=4
 fi
+report_failure "$code"
 echo "latentmesh: error: rank $rank on $host: ${place:-starting}: $what" >&2
 exit "$code"

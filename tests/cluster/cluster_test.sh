@@ -192,6 +192,32 @@ drain() {
   check_results "$hosts_files/disk/out.jsonl" 24
 }
 
+# An idle server outlives its timeouts many times over, and still answers.
+idle_server() {
+  command -v curl > /dev/null || hosts_skip "curl is not installed"
+  "$PROGRAM" --help | grep -q serve || hosts_skip "this program has no serve"
+  hosts_mpirun 3 1 serve --model "$model" --dp 3 --threads 1 --host 127.0.0.1 --port 8077 --step-timeout 2 --idle-timeout 2 \
+    > "$hosts_files/out" 2> "$hosts_files/job.err" &
+  job=$!
+  for ((i = 0; i < 300; ++i)); do
+    hosts_on node0 curl -sf http://127.0.0.1:8077/health > /dev/null && break
+    kill -0 $job 2> /dev/null || fail "the server ended at once"
+    sleep 0.1
+  done
+  sleep 15
+  hosts_on node0 curl -sf http://127.0.0.1:8077/v1/completions -H 'Content-Type: application/json' \
+    -d '{"prompt": "In the beginning", "max_tokens": 4, "temperature": 0}' | grep -q '"completion_tokens":4' ||
+    fail "no answer after 15 idle seconds"
+  kill -TERM "$(hosts_pids node0 mpirun.sh | head -1)"
+  for ((i = 0; i < 100; ++i)); do
+    kill -0 $job 2> /dev/null || break
+    sleep 0.1
+  done
+  kill -0 $job 2> /dev/null && fail "the server does not end on SIGTERM"
+  wait $job
+  echo "ok: answered after 15 idle seconds with timeouts of 2, ended on SIGTERM with $?"
+}
+
 hosts_create 3
 $case || fail "$case"
 echo "passed: $case"

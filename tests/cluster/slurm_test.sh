@@ -1,0 +1,203 @@
+#!/bin/bash
+# slurm_test.sh slurm PROGRAM: the scripts of launch/slurm on a real Slurm of 2 nodes with 2 ranks each, one a network
+# namespace (hosts.sh). Exit code 77: skipped, and why.
+set -u
+export PROGRAM=$2
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+. "$here/hosts.sh"
+for tool in slurmctld slurmd munged sbatch srun nsenter; do
+  command -v $tool > /dev/null || PATH=$PATH:/usr/sbin command -v $tool > /dev/null || hosts_skip "$tool is not installed (slurm-wlm, munge)"
+done
+PATH=$PATH:/usr/sbin
+
+hosts_create 2
+dir=$hosts_files
+chmod 755 "$dir"
+
+fail() {
+  echo "FAILED: $1"
+  tail -n 12 "$dir"/*.log "$dir"/work/*.log 2> /dev/null | sed 's/^/  | /'
+  exit 1
+}
+
+# ip netns exec would hide the cgroups that slurmd needs.
+node_exec() {
+  local node=$1
+  shift
+  nsenter --net="/run/netns/$hosts_prefix-$node" unshare -u -m bash -c \
+    'hostname "$0"; mount --bind "$1" /etc/hosts; mount -t tmpfs tmpfs /dev/shm; shift; exec "$@"' \
+    "$node" "/etc/netns/$hosts_prefix-$node/hosts" "$@"
+}
+
+start_munge() {
+  mkdir -m 700 "$dir/munge"
+  mkdir -m 755 "$dir/munge-socket"
+  dd if=/dev/urandom of="$dir/munge/key" bs=128 count=1 2> /dev/null
+  chmod 400 "$dir/munge/key"
+  munged --force --socket="$dir/munge-socket/s" --key-file="$dir/munge/key" --pid-file="$dir/munge/pid" \
+    --log-file="$dir/munge/log" --seed-file="$dir/munge/seed" > "$dir/munged.log" 2>&1 || hosts_skip "munged does not start: $(head -1 "$dir/munged.log")"
+  hosts_cleanup+=("kill $(cat "$dir/munge/pid")")
+}
+
+write_config() {
+  cat > "$dir/slurm.conf" <<CONF
+ClusterName=test
+SlurmctldHost=node0(10.77.0.1)
+AuthType=auth/munge
+AuthInfo=socket=$dir/munge-socket/s
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+SlurmdParameters=config_overrides
+MpiDefault=none
+SlurmctldTimeout=30
+SlurmdTimeout=20
+KillWait=5
+MinJobAge=300
+MailProg=/bin/true
+SlurmUser=root
+TmpFS=$dir/tmp-%n
+StateSaveLocation=$dir/state
+SlurmdSpoolDir=$dir/spool-%n
+SlurmdPidFile=$dir/slurmd-%n.pid
+SlurmctldPidFile=$dir/slurmctld.pid
+SlurmctldLogFile=$dir/slurmctld.log
+SlurmdLogFile=$dir/slurmd-%n.log
+SchedulerParameters=sched_interval=2,batch_sched_delay=0
+NodeName=node0 NodeAddr=10.77.0.1 CPUs=4 RealMemory=4000
+NodeName=node1 NodeAddr=10.77.0.2 CPUs=4 RealMemory=4000
+PartitionName=main Nodes=node0,node1 Default=YES MaxTime=10 State=UP
+CONF
+  mkdir -p "$dir/state" "$dir/spool-node0" "$dir/spool-node1" "$dir/tmp-node0" "$dir/tmp-node1" "$dir/work"
+  export SLURM_CONF=$dir/slurm.conf
+}
+
+start_slurm() {
+  local i node
+  start_munge
+  write_config
+  node_exec node0 slurmctld -D -c > "$dir/ctld.log" 2>&1 &
+  for node in node0 node1; do node_exec $node slurmd -D -N $node > "$dir/d-$node.log" 2>&1 & done
+  for ((i = 0; i < 200; ++i)); do
+    [ "$(on0 sinfo -h -N -t idle 2> /dev/null | wc -l)" = 2 ] && return
+    sleep 0.1
+  done
+  hosts_skip "Slurm does not start here: $(tail -n 1 "$dir/slurmctld.log" 2> /dev/null)"
+}
+
+on0() { (cd "$dir/work" && node_exec node0 "$@"); }
+
+submit() { on0 env LATENTMESH="$root" MODEL="$root/launch/demo" LATENTMESH_QUIET_BINDING=0 "$@"; }
+sbatch_on_both() { echo sbatch --parsable --nodes=2 --ntasks-per-node=2 --time=5 "$@"; }
+state() { on0 scontrol -o show job "$1" | sed 's/.*JobState=\([A-Z_]*\).*/\1/'; }
+restarts() { on0 scontrol -o show job "$1" | sed 's/.*Restarts=\([0-9]*\).*/\1/'; }
+
+# wait_state JOB STATE SECONDS
+wait_state() {
+  local i now=""
+  for ((i = 0; i < $3 * 5; ++i)); do
+    now=$(state "$1")
+    [[ $now =~ ^($2)$ ]] && return
+    sleep 0.2
+  done
+  fail "job $1 is $now instead of $2 after $3 s"
+}
+
+srun_gives_the_same_text() {
+  local prompt=(--prompt "And it came to pass" --temperature 0 --threads 1 --max-tokens 16 --log-level warn)
+  "$PROGRAM" generate --model "$root/launch/demo" "${prompt[@]}" > "$dir/alone" 2> "$dir/alone.log" || fail "alone"
+  on0 srun --mpi=pmix --nodes=2 --ntasks-per-node=2 "$root/launch/rank.sh" "$PROGRAM" generate --model "$root/launch/demo" --tp 2 --dp 2 \
+    "${prompt[@]}" > "$dir/four" 2> "$dir/srun.log" || fail "srun --mpi=pmix: $?"
+  cmp "$dir/alone" "$dir/four" || fail "another text under srun"
+  grep -q "rank 3 (local 1) on node1: cores .*, NUMA " "$dir/srun.log" || fail "no binding of rank 3"
+  echo "ok: srun --mpi=pmix over 2 nodes x 2 ranks gives the text of one rank"
+}
+
+write_requests() {
+  local i
+  for ((i = 0; i < $1; ++i)); do
+    echo "{\"custom_id\": \"r$i\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": {\"prompt\": \"Chapter $i\", \"max_tokens\": 100, \"temperature\": 0, \"ignore_eos\": true}}"
+  done
+}
+
+answered() { if [ -e "$dir/work/out.jsonl" ]; then wc -l < "$dir/work/out.jsonl"; else echo 0; fi; }
+
+# A drain (the signal that comes before the time limit) puts the job back in the queue by itself; so does a requeue by hand.
+batch_survives_requeues() {
+  local job i how
+  write_requests 48 > "$dir/work/in.jsonl"
+  job=$(submit INPUT=in.jsonl OUTPUT=out.jsonl FLAGS="--tp 2 --dp 2 --threads 1 --max-seqs 4" $(sbatch_on_both "$root/launch/slurm/batch.sbatch")) || fail "sbatch batch"
+  for how in drain requeue; do
+    local before
+    before=$(answered)
+    for ((i = 0; i < 300; ++i)); do
+      [ "$(answered)" -gt "$before" ] && break
+      sleep 0.1
+    done
+    if [ $how = drain ]; then on0 scancel --signal=TERM "$job"; else on0 scontrol requeue "$job"; fi
+    for ((i = 0; i < 100; ++i)); do
+      [ "$(restarts "$job")" -ge "$([ $how = drain ] && echo 1 || echo 2)" ] && break
+      sleep 0.1
+    done
+    [ "$(answered)" -lt 48 ] || fail "the batch was done before the $how: the test is too short"
+    echo "ok: $how after $(answered) answers, $(restarts "$job") restarts"
+    # Slurm holds a requeued job back until a time of its own choosing.
+    for ((i = 0; i < 50; ++i)); do [ "$(state "$job")" = PENDING ] && break; sleep 0.1; done
+    on0 scontrol update jobid="$job" StartTime=now > /dev/null 2>&1
+  done
+  wait_state "$job" COMPLETED 60
+  [ "$(answered)" = 48 ] || fail "$(answered) answers instead of 48"
+  [ "$(sed 's/.*"custom_id":"\([^"]*\)".*/\1/' "$dir/work/out.jsonl" | sort -u | wc -l)" = 48 ] || fail "something was answered twice"
+  echo "ok: batch over two requeues: 48 answers, each once"
+}
+
+benches_end() {
+  local bench scaling
+  bench=$(submit LOAD="--num-prompts 4 --input-len 16 --output-len 8" LAUNCHER=mpirun FLAGS="--threads 1" RESULT=bench.json \
+    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 $(sbatch_on_both "$root/launch/slurm/bench.sbatch"))
+  wait_state "$bench" "COMPLETED|FAILED" 40
+  grep -q '"num_requests":4' "$dir/work/bench.json" || fail "bench over mpirun inside the allocation"
+  echo "ok: bench by mpirun inside an allocation"
+  scaling=$(submit LOAD="--num-prompts 4 --input-len 16 --output-len 8" FLAGS="--threads 1" FOLDER=scaling \
+    $(sbatch_on_both "$root/launch/slurm/scaling.sbatch"))
+  wait_state "$scaling" "COMPLETED|FAILED" 60
+  [ "$(grep -c ' %$' "$dir/work/scaling/scaling.txt")" = 3 ] || fail "no table of 1, 2 and 4 ranks"
+  grep -q "</svg>" "$dir/work/scaling/scaling.svg" || fail "no plot"
+  cat "$dir/work/scaling/scaling.txt"
+}
+
+serve_ends_on_scancel() {
+  local job i
+  "$PROGRAM" --help | grep -q serve || { echo "no serve in this program"; return; }
+  command -v curl > /dev/null || { echo "no curl: serve is not tried"; return; }
+  job=$(submit HOST=127.0.0.1 PORT=8077 FLAGS="--tp 2 --dp 2 --threads 1" $(sbatch_on_both "$root/launch/slurm/serve.sbatch"))
+  for ((i = 0; i < 300; ++i)); do
+    on0 curl -sf http://127.0.0.1:8077/health > /dev/null 2>&1 && break
+    sleep 0.1
+  done
+  on0 curl -sf http://127.0.0.1:8077/v1/completions -H 'Content-Type: application/json' \
+    -d '{"prompt": "In the beginning", "max_tokens": 4, "temperature": 0}' | grep -q '"completion_tokens":4' || fail "serve does not answer"
+  on0 scancel "$job"
+  wait_state "$job" "CANCELLED|FAILED|COMPLETED" 15
+  for ((i = 0; i < 50; ++i)); do
+    [ -z "$(hosts_pids node0 latentmesh)$(hosts_pids node1 latentmesh)" ] && break
+    sleep 0.1
+  done
+  [ -z "$(hosts_pids node0 latentmesh)$(hosts_pids node1 latentmesh)" ] || fail "ranks are left after scancel"
+  echo "ok: serve answers, and scancel ends it"
+}
+
+start_slurm
+on0 srun --mpi=list 2>&1 | grep -q pmix || hosts_skip "this Slurm has no pmix plugin"
+echo "Slurm runs: $(on0 sinfo -h)"
+srun_gives_the_same_text
+batch_survives_requeues
+benches_end
+serve_ends_on_scancel
+echo "passed: slurm"
