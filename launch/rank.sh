@@ -46,8 +46,11 @@ oom_kills() {
 }
 
 [ "${LATENTMESH_QUIET_BINDING:-0}" = 1 ] || report_binding
-record=$(mktemp "${TMPDIR:-/tmp}/latentmesh-rank$rank.XXXXXX") || exit 7
-trap 'rm -f "$record"' EXIT
+# The record has no name any more, so that nothing is left behind however this script ends.
+name=$(mktemp "${TMPDIR:-/tmp}/latentmesh-rank$rank.XXXXXX") || exit 7
+exec {descriptor}<> "$name"
+rm -f "$name"
+record=/proc/$$/fd/$descriptor
 # Launchers signal the whole process group or step, so the program has its signal already: this script only lives on.
 trap : TERM INT USR1
 ooms=$(oom_kills)
