@@ -14,26 +14,26 @@ failures=0 count=0
 
 block() { awk -v fence="\`\`\`$1" '$0 == fence { on = 1; next } /^```/ { on = 0 } on' README.md; }
 
-# The flags that let mpirun work as root on few cores, and the files that the README takes for granted.
+# What the README takes for granted: the program's place and the files of its examples.
 localize() {
   local command=${1//build\/latentmesh/$program}
-  command=${command/#mpirun --oversubscribe/${MPIRUN[*]}}
   command=${command//requests.jsonl/$work/requests.jsonl}
   echo "${command//results.jsonl/$work/results.jsonl}"
 }
+# With the flags that let mpirun work as root on few cores.
+localize_mpirun() { localize "${1/#mpirun --oversubscribe/${MPIRUN[*]}}"; }
+# Four ranks here for the ranks of a cluster, and the demo model for the large one.
 localize_cluster() {
-  local command=$1
-  command="${MPIRUN[*]} -n 4 ${command#*build/latentmesh }"
-  command=${command/-n 4 /-n 4 $program }
-  command=${command//\/models\/DeepSeek-V3/launch\/demo}
-  command=${command//--tp 4 --dp 4/--tp 2 --dp 2 --max-tokens 8}
-  localize "$command"
+  local arguments=${1#*build/latentmesh }
+  arguments=${arguments//\/models\/DeepSeek-V3/launch/demo}
+  arguments=${arguments//--tp 4 --dp 4/--tp 2 --dp 2 --max-tokens 8}
+  localize "${MPIRUN[*]} -n 4 build/latentmesh $arguments"
 }
 
 run() {
   count=$((count + 1))
   echo "\$ $1"
-  if ! bash -c "$1" > "$work/output" 2>&1; then
+  if ! bash -c "$1" < /dev/null > "$work/output" 2>&1; then      # mpirun would read the list of commands
     echo "FAILED: $1"
     cat "$work/output"
     failures=$((failures + 1))
@@ -45,7 +45,7 @@ echo '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"p
 while IFS= read -r command; do
   case $command in
     launch/demo.sh) [ -x launch/demo.sh ] && bash -n launch/demo.sh || failures=$((failures + 1)) ;;   # builds: run by people
-    ?*) run "$(localize "$command")" ;;
+    ?*) run "$(localize_mpirun "$command")" ;;
   esac
 done < <(block sh)
 while IFS= read -r command; do
