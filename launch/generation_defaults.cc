@@ -53,7 +53,7 @@ Status ReadFields(const json::object& object, const std::string& file, SamplingP
 Result<SamplingParams> LoadGenerationDefaults(const std::string& directory, const std::vector<int64_t>& known_eos,
                                               SamplingParams params) {
   std::string file = (std::filesystem::path(directory) / "generation_config.json").string();
-  if (!std::filesystem::exists(file)) return params;
+  if (directory.empty() || !std::filesystem::exists(file)) return params;
   LM_ASSIGN_OR_RETURN(std::string text, ReadFile(file));
   boost::system::error_code error;
   json::value root = json::parse(text, error);

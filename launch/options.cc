@@ -55,7 +55,10 @@ void RegisterBalance(FlagSet& flags, EngineOptions* engine, std::string* balance
 void ModelFlags::Register(FlagSet& flags) {
   flags.Section("Model and device");
   flags.Add("--model", &engine.model, "Checkpoint folder (config.json, *.safetensors, tokenizer.json)");
-  flags.Required("--model");
+  flags.AddChoice("--load-format", &engine.load_format, {"auto", "dummy"},
+                  "dummy: random weights, for measuring; needs --shape or a folder with config.json");
+  flags.AddChoice("--shape", &engine.shape, {"mini", "v2-lite", "v3"}, "Instead of --model, with dummy weights: a shape by name");
+  flags.Add("--num-layers", &engine.num_layers, "With dummy weights: only so many decoder layers; 0: all", kNonNegative);
   flags.AddChoice("--device", &engine.device, {"auto", "cpu", "cuda"}, "Where the model runs");
   flags.AddChoice("--dtype", &engine.dtype, {"auto", "f32", "bf16"}, "Type of weights and activations");
   flags.AddChoice("--kv-dtype", &engine.kv_dtype, {"auto", "f32", "bf16", "fp8", "6bit"},
@@ -90,6 +93,11 @@ Result<EngineOptions> ModelFlags::Resolve() const {
   if (dedicated_scheduler) {
     return InvalidArgument("--dedicated-scheduler: this version has rank 0 compute as well; leave the flag out");
   }
+  if (!engine.shape.empty() && engine.load_format != "dummy")
+    return InvalidArgument("--shape " + engine.shape + ": a shape has no weights; add --load-format dummy");
+  if (!engine.shape.empty() && !engine.model.empty()) return InvalidArgument("--shape and --model: give one");
+  if (engine.shape.empty() && engine.model.empty())
+    return InvalidArgument("--model is required (or --load-format dummy --shape NAME)");
   EngineOptions options = engine;
   options.prefix_caching = !no_prefix_caching;
   options.expert_balance = expert_balance == "on";

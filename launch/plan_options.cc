@@ -10,7 +10,7 @@
 #include "launch/files.h"
 #include "launch/preflight_file.h"
 #include "runtime/checkpoint/checkpoint.h"
-#include "runtime/plan/stored_formats.h"
+#include "runtime/model/stored_formats.h"
 
 namespace latentmesh {
 namespace {

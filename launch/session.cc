@@ -60,8 +60,9 @@ Result<std::unique_ptr<Runtime>> StartRuntime(Job& job, const ModelFlags& flags,
   Stopwatch watch;
   LM_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> runtime, Runtime::Create(job, options));
   if (job.rank() != 0) return runtime;
+  std::string from = options.load_format == "dummy" ? "random numbers" : options.model;
   auto bytes = static_cast<double>(runtime->load_progress().bytes_total);
-  LogInfo(fmt::format("loaded {} from {} in {:.1f} s", FormatSize(bytes), options.model, watch.Seconds()));
+  LogInfo(fmt::format("loaded {} from {} in {:.1f} s", FormatSize(bytes), from, watch.Seconds()));
   LogLines(LayoutReport(*runtime, job));
   LogLines(MemoryReport(*runtime));
   return runtime;

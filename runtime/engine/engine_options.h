@@ -13,6 +13,9 @@ namespace latentmesh {
 
 struct EngineOptions {
   std::string model;                  // checkpoint folder
+  std::string load_format = "auto";   // auto: a checkpoint; dummy: random weights in the formats config.json says
+  std::string shape;                  // with dummy: mini, v2-lite or v3 instead of a folder (published_shapes.h)
+  int num_layers = 0;                 // with dummy: only so many decoder layers; 0: all
   std::string device = "auto";        // auto, cpu, cuda
   ParallelConfig layout{0, 0, 0, 0};  // 0: choose
   std::string dtype = "auto";         // auto, f32, bf16

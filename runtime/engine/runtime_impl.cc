@@ -6,7 +6,9 @@
 #include "parallel/flight_record.h"
 #include "parallel/local_communicator.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/config/published_shapes.h"
 #include "runtime/engine/engine_impl.h"
+#include "runtime/model/stored_formats.h"
 #include "runtime/engine/trace_file.h"
 
 namespace latentmesh {
@@ -25,6 +27,25 @@ struct Peers {
   std::unique_ptr<ControlChannel> own_control;
 };
 
+// config.json of the folder or of a shape known by name, cut to the layers asked for.
+Result<ModelConfig> ReadModelConfig(const EngineOptions& wanted) {
+  ModelConfig config;
+  if (wanted.shape.empty()) {
+    LM_ASSIGN_OR_RETURN(config, LoadModelConfig(wanted.model));
+  } else {
+    LM_ASSIGN_OR_RETURN(std::string json, PublishedShape(wanted.shape));
+    LM_ASSIGN_OR_RETURN(config, ParseModelConfig(json, "shape " + wanted.shape));
+  }
+  if (wanted.num_layers == 0) return config;
+  if (wanted.load_format != "dummy")
+    return InvalidArgument("--num-layers: cuts models of random weights only; add --load-format dummy");
+  if (wanted.num_layers < 0 || wanted.num_layers > config.num_hidden_layers)
+    return InvalidArgument("--num-layers " + std::to_string(wanted.num_layers) + ": the model has " +
+                           std::to_string(config.num_hidden_layers));
+  config.num_hidden_layers = wanted.num_layers;
+  return config;
+}
+
 class RuntimeImpl : public Runtime {
  public:
   explicit RuntimeImpl(Peers peers) : peers_(std::move(peers)) {}
@@ -36,7 +57,7 @@ class RuntimeImpl : public Runtime {
     LM_RETURN_IF_ERROR(OnAllRanks([&] { return Plan(); }));
     LM_RETURN_IF_ERROR(AgreeOnBlocks());
     RecordFlight(-1, "loading weights");
-    LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, *checkpoint_, *device_, comms_, *peers_.control));
+    LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, *source_, *device_, comms_, *peers_.control));
     worker_->Watch(audit_.get(), fault_);
     if (!setup_.options.trace.empty()) clock_ahead_ = MeasureClockAhead(*peers_.control);
     return OnAllRanks([&] { return peers_.rank == 0 ? CreateEngine() : Status::Ok(); });
@@ -89,15 +110,21 @@ class RuntimeImpl : public Runtime {
 
   Status ReadConfig(const EngineOptions& wanted) {
     wanted_ = wanted;
-    LM_ASSIGN_OR_RETURN(config_, LoadModelConfig(wanted.model));
+    LM_ASSIGN_OR_RETURN(config_, ReadModelConfig(wanted));
     return Status::Ok();
   }
 
   // Collective: rank 0 reads the headers of all shards for everybody.
   Status ReadContents() {
+    if (wanted_.load_format == "dummy") {
+      LM_ASSIGN_OR_RETURN(stored_, PublishedFormats(config_));
+      source_ = std::make_unique<WeightSource>(stored_);
+      return Status::Ok();
+    }
     LM_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::OpenShared(wanted_.model, *peers_.control));
     checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint));
-    stored_ = [this](const std::string& name) { return checkpoint_->StoredDType(name); };
+    source_ = std::make_unique<WeightSource>(*checkpoint_);
+    stored_ = source_->stored;
     return Status::Ok();
   }
 
@@ -155,7 +182,7 @@ class RuntimeImpl : public Runtime {
 
   Status CreateEngine() {
     std::unique_ptr<Tokenizer> tokenizer;
-    if (std::filesystem::exists(std::filesystem::path(wanted_.model) / "tokenizer.json")) {
+    if (!wanted_.model.empty() && std::filesystem::exists(std::filesystem::path(wanted_.model) / "tokenizer.json")) {
       LM_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(wanted_.model));
     }
     LM_ASSIGN_OR_RETURN(engine_, EngineImpl::Create(*worker_, *peers_.control, std::move(tokenizer)));
@@ -184,6 +211,7 @@ class RuntimeImpl : public Runtime {
   EngineOptions wanted_;
   ModelConfig config_;
   std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<WeightSource> source_;
   StoredDType stored_;
   std::unique_ptr<Device> device_;
   CommunicatorSet comms_;

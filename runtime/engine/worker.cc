@@ -13,17 +13,17 @@ Worker::Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlC
     : setup_(std::move(setup)), device_(device), comms_(comms), control_(control), stream_(device.CreateStream()),
       ops_(CreateOps(device)) {}
 
-Result<std::unique_ptr<Worker>> Worker::Create(RankSetup setup, const Checkpoint& checkpoint, Device& device,
+Result<std::unique_ptr<Worker>> Worker::Create(RankSetup setup, const WeightSource& source, Device& device,
                                                CommunicatorSet& comms, ControlChannel& control) {
   std::unique_ptr<Worker> worker(new Worker(std::move(setup), device, comms, control));
   Status allocated;
   try {
-    allocated = worker->Allocate([&](const std::string& name) { return checkpoint.StoredDType(name); });
+    allocated = worker->Allocate(source.stored);
   } catch (const Error& error) {
     allocated = Status(error.code(), error.what());
   }
   LM_RETURN_IF_ERROR(control.Agree(allocated));
-  LM_RETURN_IF_ERROR(worker->LoadModelWeights(checkpoint));
+  LM_RETURN_IF_ERROR(worker->LoadModelWeights(source));
   return worker;
 }
 
@@ -57,11 +57,10 @@ Status Worker::Allocate(const StoredDType& stored) {
   return Status::Ok();
 }
 
-Status Worker::LoadModelWeights(const Checkpoint& checkpoint) {
+Status Worker::LoadModelWeights(const WeightSource& source) {
   LoadOptions options;
   options.progress = setup_.options.load_progress;
-  LM_ASSIGN_OR_RETURN(load_progress_,
-                      LoadWeights(checkpoint, std::move(requests_), comms_.host(), control_, options));
+  LM_ASSIGN_OR_RETURN(load_progress_, source.Load(std::move(requests_), comms_.host(), control_, options));
   requests_.clear();
   return Status::Ok();
 }

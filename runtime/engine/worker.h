@@ -7,11 +7,11 @@
 #include "parallel/collective_audit.h"
 #include "parallel/communicator.h"
 #include "parallel/control_channel.h"
-#include "runtime/checkpoint/checkpoint.h"
 #include "runtime/engine/balancer_rank.h"
 #include "runtime/engine/fault_injection.h"
 #include "runtime/engine/rank_setup.h"
 #include "runtime/engine/step_command.h"
+#include "runtime/engine/weight_source.h"
 #include "runtime/model/decoder.h"
 
 namespace latentmesh {
@@ -30,7 +30,7 @@ struct StepResult {
 class Worker {
  public:
   // Collective: takes the memory of the plan and loads the weights. `device`, `comms` and `control` outlive the worker.
-  static Result<std::unique_ptr<Worker>> Create(RankSetup setup, const Checkpoint& checkpoint, Device& device,
+  static Result<std::unique_ptr<Worker>> Create(RankSetup setup, const WeightSource& source, Device& device,
                                                 CommunicatorSet& comms, ControlChannel& control);
 
   // Collective over the world; a draft round runs on the ranks of the last stage only. Throws Error when a peer fails.
@@ -49,7 +49,7 @@ class Worker {
  private:
   Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control);
   Status Allocate(const StoredDType& stored);
-  Status LoadModelWeights(const Checkpoint& checkpoint);
+  Status LoadModelWeights(const WeightSource& source);
   void RunDraft(const StepCommand& command, const StepBatch& batch);
   HiddenObserver Capture(std::vector<float>& captured);
   void SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result);

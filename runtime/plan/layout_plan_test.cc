@@ -7,7 +7,7 @@
 
 #include "kernels/views.h"
 #include "runtime/plan/plan_test_util.h"
-#include "runtime/plan/stored_formats.h"
+#include "runtime/model/stored_formats.h"
 
 namespace latentmesh {
 namespace {

@@ -8,7 +8,7 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/step_batch.h"
 #include "runtime/plan/plan_test_util.h"
-#include "runtime/plan/stored_formats.h"
+#include "runtime/model/stored_formats.h"
 
 namespace latentmesh {
 namespace {

@@ -11,7 +11,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/engine/worker.h"
 #include "runtime/plan/layout_plan.h"
-#include "runtime/plan/stored_formats.h"
+#include "runtime/model/stored_formats.h"
 
 namespace latentmesh {
 namespace {

@@ -1,4 +1,4 @@
-#include "runtime/plan/stored_formats.h"
+#include "runtime/model/stored_formats.h"
 
 #include <algorithm>
 
