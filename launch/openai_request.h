@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "launch/text_codec.h"
+#include "runtime/grammar/token_grammar.h"
 #include "runtime/sample/sampling_params.h"
 
 namespace latentmesh {
@@ -36,6 +38,7 @@ struct ApiRequest {
   bool score_only = false;                    // echo with max_tokens 0: one token is generated and left out
   bool stream = false;
   bool include_usage = false;
+  std::shared_ptr<const TokenConstraint> constraint;   // of response_format
 };
 
 struct ApiContext {
@@ -43,6 +46,7 @@ struct ApiContext {
   int64_t vocab_size = 0;
   int max_model_len = 0;
   SamplingParams defaults;                    // of the checkpoint's generation_config.json
+  TokenGrammars* grammars = nullptr;          // for response_format; without them only text is possible
 };
 
 // Unknown fields are ignored; wrong ones give an error that names the field. Token counts are checked against

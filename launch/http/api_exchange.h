@@ -58,6 +58,7 @@ class ApiExchange {
   std::unique_ptr<StreamWriter> stream;             // streamed
   bool first_token = false;
   bool answered = false;                            // the reply is complete, or nobody waits for it any more
+  bool touched = false;                             // by the outputs taken just now
   Clock::time_point oldest_pending{};               // of the outputs not written yet
 };
 

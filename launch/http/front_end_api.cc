@@ -147,13 +147,14 @@ void FrontEnd::TakeOutputs() {
     }
     if (exchange.stream != nullptr) exchange.stream->Add(item.prompt, item.output);
     else exchange.answers[item.prompt].Add(item.output);
-    if (exchange.oldest_pending == Clock::time_point{}) {
-      exchange.oldest_pending = item.time;
-      touched.push_back(item.exchange);
-    }
+    if (exchange.oldest_pending == Clock::time_point{}) exchange.oldest_pending = item.time;
+    if (!std::exchange(exchange.touched, true)) touched.push_back(item.exchange);
   }
   batch_.clear();
-  for (const ExchangePtr& exchange : touched) Flush(exchange);
+  for (const ExchangePtr& exchange : touched) {
+    exchange->touched = false;
+    Flush(exchange);
+  }
 }
 
 void FrontEnd::Observe(ApiExchange& exchange, const QueuedOutput& item) {
