@@ -29,6 +29,7 @@ std::unique_ptr<Command> MakeEvalCommand();
 std::unique_ptr<Command> MakeBatchCommand();
 std::unique_ptr<Command> MakeBenchThroughputCommand();
 std::unique_ptr<Command> MakeBenchLatencyCommand();
+std::unique_ptr<Command> MakeBenchServeCommand();
 std::unique_ptr<Command> MakeBenchBalanceCommand();
 std::unique_ptr<Command> MakeBenchAttentionCommand();
 std::unique_ptr<Command> MakeScalingReportCommand();

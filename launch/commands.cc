@@ -11,6 +11,7 @@ std::vector<std::unique_ptr<Command>> MakeAllCommands() {
   commands.push_back(MakeEvalCommand());
   commands.push_back(MakeBenchThroughputCommand());
   commands.push_back(MakeBenchLatencyCommand());
+  commands.push_back(MakeBenchServeCommand());
   commands.push_back(MakeBenchBalanceCommand());
   commands.push_back(MakeBenchAttentionCommand());
   commands.push_back(MakeScalingReportCommand());

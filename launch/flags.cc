@@ -117,6 +117,12 @@ void FlagSet::AddList(const std::string& name, std::vector<std::string>* values,
       ->group(section_);
 }
 
+// All words up to the next flag.
+void FlagSet::AddWords(const std::string& name, std::vector<std::string>* values, const std::string& help) {
+  auto assign = [values](const std::vector<std::string>& words) { *values = words; };
+  app_->add_option_function<std::vector<std::string>>(name, assign, help)->group(section_);
+}
+
 void FlagSet::AddNumbers(const std::string& name, std::vector<int32_t>* values, const std::string& help) {
   auto parse = [name, values](const std::string& text) {
     auto numbers = ParseNumberList(text);

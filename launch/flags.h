@@ -38,6 +38,7 @@ class FlagSet {
   void Add(const std::string& name, T* value, const std::string& help, Bounds bounds = {});
   void AddSwitch(const std::string& name, bool* value, const std::string& help);
   void AddList(const std::string& name, std::vector<std::string>* values, const std::string& help);   // repeatable
+  void AddWords(const std::string& name, std::vector<std::string>* values, const std::string& help);  // "A B C"
   void AddNumbers(const std::string& name, std::vector<int32_t>* values, const std::string& help);    // "1,2,3"
   void AddSize(const std::string& name, uint64_t* bytes, const std::string& help);                    // "4GB"
   void AddChoice(const std::string& name, std::string* value, std::initializer_list<const char*> choices,
