@@ -34,7 +34,7 @@ double Percentile(std::vector<double> values, double fraction) {
   return values[std::min(values.size() - 1, static_cast<size_t>(fraction * static_cast<double>(values.size())))];
 }
 
-int Report(const LoadResult& result) {
+int Report(const StreamLoadResult& result) {
   double seconds = result.seconds;
   fmt::print("{} streams completed, {} failed{}{}\n", result.completed, result.failed, result.failed ? ": " : "",
              result.first_failure);
@@ -45,12 +45,12 @@ int Report(const LoadResult& result) {
   return result.failed == 0 ? 0 : 1;
 }
 
-int Serve(const LoadOptions& load, int step_micros) {
+int Serve(const StreamLoadOptions& load, int step_micros) {
   int to_client[2];
   if (pipe(to_client) != 0) return 2;
   pid_t client = fork();
   if (client == 0) {
-    LoadOptions options = load;
+    StreamLoadOptions options = load;
     if (read(to_client[0], &options.port, sizeof(options.port)) != sizeof(options.port)) _exit(2);
     _exit(Report(RunLoad(options)));
   }
@@ -82,7 +82,7 @@ int Serve(const LoadOptions& load, int step_micros) {
 }  // namespace latentmesh
 
 int main(int argc, char** argv) {
-  latentmesh::LoadOptions load{.streams = 50};
+  latentmesh::StreamLoadOptions load{.streams = 50};
   bool external = argc > 2 && std::strcmp(argv[1], "--port") == 0;
   if (external) load.port = std::atoi(argv[2]);
   int at = external ? 3 : 1;

@@ -30,7 +30,8 @@ struct Stream {
 
 class Load {
  public:
-  explicit Load(const LoadOptions& options) : options_(options), epoll_(epoll_create1(0)), start_(Clock::now()) {
+  explicit Load(const StreamLoadOptions& options)
+      : options_(options), epoll_(epoll_create1(0)), start_(Clock::now()) {
     std::string body = "{\"prompt\": [5, 6, 7], \"ignore_eos\": true, \"max_tokens\": " + std::to_string(options.max_tokens) +
                        ", \"stream\": true, \"stream_options\": {\"include_usage\": true}}";
     request_ = "POST /v1/completions HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: " +
@@ -38,7 +39,7 @@ class Load {
   }
   ~Load() { close(epoll_); }
 
-  LoadResult Run() {
+  StreamLoadResult Run() {
     for (int i = 0; i < options_.streams; ++i) Open();
     epoll_event events[256];
     while (open_ > 0 && Since(start_) < options_.seconds + options_.grace) {
@@ -138,16 +139,16 @@ class Load {
     if (result_.first_failure.empty()) result_.first_failure = failure;
   }
 
-  LoadOptions options_;
+  StreamLoadOptions options_;
   int epoll_;
   Clock::time_point start_;
   std::string request_;
   int64_t open_ = 0;
-  LoadResult result_;
+  StreamLoadResult result_;
 };
 
 }  // namespace
 
-LoadResult RunLoad(const LoadOptions& options) { return Load(options).Run(); }
+StreamLoadResult RunLoad(const StreamLoadOptions& options) { return Load(options).Run(); }
 
 }  // namespace latentmesh

@@ -7,7 +7,7 @@
 
 namespace latentmesh {
 
-struct LoadOptions {
+struct StreamLoadOptions {
   int port = 8000;
   int streams = 1000;                      // at once; a finished one is followed by the next
   double seconds = 10;                     // no new ones start after that
@@ -15,7 +15,7 @@ struct LoadOptions {
   double grace = 60;                       // for the last ones to end
 };
 
-struct LoadResult {
+struct StreamLoadResult {
   int64_t completed = 0;
   int64_t failed = 0;                      // refused, cut off, or with other than max_tokens tokens
   int64_t tokens = 0;                      // as the usage events say
@@ -25,6 +25,6 @@ struct LoadResult {
   std::string first_failure;
 };
 
-LoadResult RunLoad(const LoadOptions& options);
+StreamLoadResult RunLoad(const StreamLoadOptions& options);
 
 }  // namespace latentmesh

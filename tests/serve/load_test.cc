@@ -9,8 +9,8 @@ namespace {
 TEST_F(ServeTest, ThousandStreams) {
   engine_->step_micros = 50000;
   Start();
-  LoadOptions options{.port = port(), .streams = 1000, .seconds = 5, .max_tokens = 20};
-  LoadResult result = RunLoad(options);
+  StreamLoadOptions options{.port = port(), .streams = 1000, .seconds = 5, .max_tokens = 20};
+  StreamLoadResult result = RunLoad(options);
   EXPECT_EQ(result.failed, 0) << result.first_failure;
   EXPECT_GE(result.completed, 1000);
   EXPECT_EQ(result.tokens, result.completed * options.max_tokens);
