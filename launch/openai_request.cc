@@ -35,6 +35,8 @@ class RequestParser {
   void Logprobs();
   void Streaming();
   void Unsupported();
+  void ResponseFormat();
+  void Constrain(Result<std::shared_ptr<const TokenConstraint>> constraint);
   void Prompts();
   void PromptItem(const json::value& item);
   void Messages();
@@ -129,11 +131,29 @@ void RequestParser::Unsupported() {
   std::string suffix;
   fields_.Text("suffix", &suffix);
   if (!suffix.empty()) fields_.Fail("suffix", "is not supported");
-  if (const json::value* format = fields_.Find("response_format")) {
-    const json::value* type = format->is_object() ? format->get_object().if_contains("type") : nullptr;
-    if (type == nullptr || !type->is_string()) return fields_.Fail("response_format", "must be an object with a type");
-    if (type->get_string() != "text") fields_.Fail("response_format", "only the type text is supported");
+}
+
+void RequestParser::ResponseFormat() {
+  const json::value* format = fields_.Find("response_format");
+  if (format == nullptr) return;
+  const json::value* type = format->is_object() ? format->get_object().if_contains("type") : nullptr;
+  if (type == nullptr || !type->is_string()) return fields_.Fail("response_format", "must be an object with a type");
+  if (type->get_string() == "text") return;
+  if (context_.grammars == nullptr) return fields_.Fail("response_format", "only the type text is supported here");
+  if (request_.sampling.min_tokens > 0) return fields_.Fail("min_tokens", "cannot stand beside response_format");
+  if (type->get_string() == "json_object") return Constrain(context_.grammars->JsonObject());
+  if (type->get_string() != "json_schema") {
+    return fields_.Fail("response_format", "the type must be text, json_object or json_schema");
   }
+  const json::value* named = format->get_object().if_contains("json_schema");
+  const json::value* schema = named != nullptr && named->is_object() ? named->get_object().if_contains("schema") : nullptr;
+  if (schema == nullptr) return fields_.Fail("response_format", "json_schema.schema is missing");
+  Constrain(context_.grammars->JsonSchema(json::serialize(*schema)));
+}
+
+void RequestParser::Constrain(Result<std::shared_ptr<const TokenConstraint>> constraint) {
+  if (!constraint.ok()) return fields_.Fail("response_format", constraint.status().message());
+  request_.constraint = std::move(constraint).value();
 }
 
 bool RequestParser::Ids(const json::array& array, std::vector<int32_t>* ids) {
@@ -254,6 +274,7 @@ std::variant<ApiRequest, ApiError> RequestParser::Parse() {
   Logprobs();
   Streaming();
   Unsupported();
+  if (!fields_.error().has_value()) ResponseFormat();
   if (!fields_.error().has_value()) chat() ? Messages() : Prompts();
   CheckContext();
   if (fields_.error().has_value()) return *fields_.error();

@@ -111,6 +111,9 @@ Status ServeCommand::Serve(Engine& engine, const Runtime& runtime) {
   front_end_.expert_ranks = runtime.layout().dp * runtime.layout().tp;
   front_end_.layout = ToString(runtime.layout()) + " on " + runtime.device_name();
   ApiContext context{&codec, engine.config().vocab_size, engine.max_model_len(), std::move(defaults)};
+  std::unique_ptr<TokenGrammars> grammars;
+  if (engine.tokenizer() != nullptr) grammars = std::make_unique<TokenGrammars>(*engine.tokenizer());
+  context.grammars = grammars.get();
   std::atomic<bool> stop{false};
   FrontEnd front_end(engine, *server_, std::move(context), front_end_);
   struct StopServer {                            // also when the engine throws: the front end's threads end first

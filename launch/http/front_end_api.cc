@@ -106,6 +106,7 @@ Status FrontEnd::SubmitPart(const ExchangePtr& exchange, size_t prompt) {
   request.id = fmt::format("{}-{}", exchange->meta.id, prompt);
   request.prompt_ids = exchange->request.prompts[prompt].ids;
   request.sampling = exchange->request.sampling;
+  request.constraint = exchange->request.constraint;
   request.on_output = [this, exchange, prompt](const RequestOutput& output) {
     outputs_.Push({exchange, prompt, output, Clock::now()});
   };
