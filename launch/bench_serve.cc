@@ -207,8 +207,8 @@ Result<ServedModel> BenchServeCommand::AskModel(const ServeTarget& target) const
     }
   }
   if (!model_.empty()) return named;
-  return Status(StatusCode::kCommunication, fmt::format("{}/v1/models names no model (HTTP {}): give --model", base_url_,
-                                                        answer->status));
+  return Status(StatusCode::kCommunication,
+                fmt::format("{}/v1/models names no model (HTTP {}): give --model", base_url_, answer->status));
 }
 
 Result<std::vector<ServePrompt>> BenchServeCommand::Prompts(uint64_t seed) const {

@@ -36,8 +36,8 @@ Clock::duration Seconds(double seconds) {
 }
 
 std::string RequestHead(const ServeTarget& target, const std::string& method, const std::string& path, size_t length) {
-  std::string head = fmt::format("{} {}{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: latentmesh-bench\r\nConnection: close\r\n",
-                                 method, target.path, path, target.host);
+  std::string head = fmt::format("{} {}{} HTTP/1.1\r\nHost: {}\r\n", method, target.path, path, target.host);
+  head += "User-Agent: latentmesh-bench\r\nConnection: close\r\n";
   if (!target.api_key.empty()) head += fmt::format("Authorization: Bearer {}\r\n", target.api_key);
   if (method == "POST") head += fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", length);
   return head + "\r\n";
@@ -64,7 +64,8 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   void Arm(Clock::time_point when, const char* what) {
     timer_.expires_at(when);
     timer_.async_wait([self = shared_from_this(), what](error_code error) {
-      if (!error) self->End({StatusCode::kDeadlineExceeded, fmt::format("{}: no answer in time ({})", self->where_, what)});
+      if (error) return;
+      self->End({StatusCode::kDeadlineExceeded, fmt::format("{}: no answer in time ({})", self->where_, what)});
     });
   }
   void Connected(error_code error) {

@@ -18,7 +18,8 @@ struct ServeTarget {
   std::string path;              // before the endpoint's: "", "/prefix"
   std::string api_key;           // sent as bearer when not empty
 };
-// "http://127.0.0.1:8000", "http://localhost:8000/prefix", "http://[::1]"; other names and schemes are kInvalidArgument.
+// "http://127.0.0.1:8000", "http://localhost:8000/prefix", "http://[::1]"; other names and schemes are
+// kInvalidArgument.
 Result<ServeTarget> ParseBaseUrl(const std::string& url);
 
 struct HttpAnswer {

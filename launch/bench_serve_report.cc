@@ -48,8 +48,10 @@ std::string Line(const std::string& label, int64_t value) { return fmt::format("
 std::string Line(const std::string& label, double value) { return fmt::format("{:<40} {:<10.2f}\n", label, value); }
 
 std::string SpreadText(const std::string& title, const std::string& name, const Spread& spread) {
-  return fmt::format("{:-^50}\n", title) + Line(fmt::format("Mean {} (ms):", name), spread.mean) +
-         Line(fmt::format("Median {} (ms):", name), spread.median) + Line(fmt::format("P99 {} (ms):", name), spread.p99);
+  std::string text = fmt::format("{:-^50}\n", title);
+  text += Line(fmt::format("Mean {} (ms):", name), spread.mean);
+  text += Line(fmt::format("Median {} (ms):", name), spread.median);
+  return text + Line(fmt::format("P99 {} (ms):", name), spread.p99);
 }
 
 void AddSpread(json::object& object, const std::string& name, const Spread& spread) {
@@ -95,7 +97,10 @@ Result<ServiceLevels> ParseServiceLevels(const std::vector<std::string>& words) 
     std::string name = word.substr(0, colon), number = colon == std::string::npos ? "" : word.substr(colon + 1);
     char* end = nullptr;
     double limit = std::strtod(number.c_str(), &end);
-    auto* level = name == "ttft" ? &levels.ttft : name == "tpot" ? &levels.tpot : name == "e2el" ? &levels.e2el : nullptr;
+    auto* level = name == "ttft"   ? &levels.ttft
+                  : name == "tpot" ? &levels.tpot
+                  : name == "e2el" ? &levels.e2el
+                                   : nullptr;
     if (level == nullptr || number.empty() || *end != '\0' || !std::isfinite(limit) || limit < 0) {
       return InvalidArgument(fmt::format("--goodput: '{}' is not a limit in ms such as ttft:200, tpot:50 or e2el:1000",
                                          word));

@@ -91,10 +91,11 @@ TEST(ServeReport, NothingServedIsAllZeros) {
 TEST(ServeReport, TextHasTheExpectedLines) {
   std::string text = ReportText(MakeServeReport(MadeUpRequests(), 2, {}));
   size_t at = 0;
-  for (const char* label : {"Successful requests:", "Failed requests:", "Benchmark duration (s):", "Total input tokens:",
-                            "Total generated tokens:", "Request throughput (req/s):", "Output token throughput (tok/s):",
-                            "Peak output token throughput (tok/s):", "Total token throughput (tok/s):", "Mean TTFT (ms):",
-                            "Median TTFT (ms):", "P99 TTFT (ms):", "Mean TPOT (ms):", "Median TPOT (ms):",
+  for (const char* label : {"Successful requests:", "Failed requests:", "Benchmark duration (s):",
+                            "Total input tokens:", "Total generated tokens:", "Request throughput (req/s):",
+                            "Output token throughput (tok/s):", "Peak output token throughput (tok/s):",
+                            "Total token throughput (tok/s):", "Mean TTFT (ms):", "Median TTFT (ms):",
+                            "P99 TTFT (ms):", "Mean TPOT (ms):", "Median TPOT (ms):",
                             "P99 TPOT (ms):", "Mean ITL (ms):", "Median ITL (ms):", "P99 ITL (ms):", "Mean E2EL (ms):",
                             "Median E2EL (ms):", "P99 E2EL (ms):"}) {
     size_t found = text.find(std::string("\n") + label, at);      // in this order
@@ -415,7 +416,8 @@ class TinyServer {
       int count = completions;
       Write(peer, Sized("200 OK", "latentmesh:spec_decode_num_drafts_total " + std::to_string(2 * count) +
                                       "\nlatentmesh:spec_decode_num_draft_tokens_total " + std::to_string(4 * count) +
-                                      "\nlatentmesh:spec_decode_num_accepted_tokens_total " + std::to_string(count) + "\n"));
+                                      "\nlatentmesh:spec_decode_num_accepted_tokens_total " + std::to_string(count) +
+                                      "\n"));
     } else if (refuse) {
       Write(peer, Sized("503 Busy", R"({"error":{"message":"no room"}})"));
     } else {
@@ -491,9 +493,11 @@ TEST(BenchServe, LoadOnAServer) {
   TinyServer server;
   std::string result = ResultPath(), key = result + ".key", plot = result + ".svg";
   ASSERT_TRUE(WriteFile(key, "sesame\n").ok());
-  Status status = RunBenchServe({"--base-url", server.url(), "--num-prompts", "12", "--input-len", "20", "--prefix-len", "5",
-                                 "--output-len", "6", "--max-concurrency", "3", "--request-rate", "500", "--goodput",
-                                 "ttft:60000", "tpot:60000", "--ignore-eos", "--api-key-file", key, "--save-result",
+  Status status = RunBenchServe({"--base-url", server.url(), "--num-prompts", "12", "--input-len", "20",
+                                 "--prefix-len", "5", "--output-len", "6", "--max-concurrency", "3",
+                                 "--request-rate", "500",
+                                 "--goodput", "ttft:60000", "tpot:60000", "--ignore-eos",
+                                 "--api-key-file", key, "--save-result",
                                  "--result-filename", result, "--plot", plot});
   ASSERT_TRUE(status.ok()) << status.message();
   json::object object = json::parse(ReadFile(result).value()).as_object();
@@ -517,8 +521,8 @@ TEST(BenchServe, LoadOnAServer) {
 TEST(BenchServe, SeveralRatesGiveAList) {
   TinyServer server;
   std::string result = ResultPath();
-  Status status = RunBenchServe({"--base-url", server.url(), "--num-prompts", "3", "--input-len", "4", "--output-len", "2",
-                                 "--request-rates", "300,inf", "--result-filename", result});
+  Status status = RunBenchServe({"--base-url", server.url(), "--num-prompts", "3", "--input-len", "4",
+                                 "--output-len", "2", "--request-rates", "300,inf", "--result-filename", result});
   ASSERT_TRUE(status.ok()) << status.message();
   json::array list = json::parse(ReadFile(result).value()).as_array();
   ASSERT_EQ(list.size(), 2u);
@@ -538,8 +542,8 @@ TEST(BenchServe, AllFailedIsAnErrorWithTheFirstReason) {
 TEST(BenchServe, AStuckAnswerEndsAtItsDeadline) {
   TinyServer server;
   server.stall = true;
-  Status status = RunBenchServe({"--base-url", server.url(), "--num-prompts", "2", "--output-len", "2", "--request-timeout",
-                                 "0.3"});
+  Status status = RunBenchServe({"--base-url", server.url(), "--num-prompts", "2", "--output-len", "2",
+                                 "--request-timeout", "0.3"});
   EXPECT_EQ(ExitCode(status.code()), 8);
   EXPECT_NE(status.message().find("no answer in time"), std::string::npos) << status.message();
 }

@@ -88,14 +88,15 @@ Result<std::vector<ServePrompt>> ParseConversations(const std::string& text, con
   boost::system::error_code error;
   json::value root = json::parse(text, error);
   if (error || !root.is_array()) {
-    return InvalidArgument(fmt::format("--dataset-path {}: {}", wanted.path,
-                                       error ? "not valid JSON: " + error.message() : "a list of conversations is needed"));
+    std::string why = error ? "not valid JSON: " + error.message() : "a list of conversations is needed";
+    return InvalidArgument(fmt::format("--dataset-path {}: {}", wanted.path, why));
   }
   std::vector<ServePrompt> found;
   for (const json::value& entry : root.get_array())
     if (auto prompt = FromConversation(entry, wanted.output_len)) found.push_back(std::move(*prompt));
   if (found.empty()) {
-    return InvalidArgument(fmt::format("--dataset-path {}: no entry has \"conversations\" with two turns", wanted.path));
+    return InvalidArgument(
+        fmt::format("--dataset-path {}: no entry has \"conversations\" with two turns", wanted.path));
   }
   Shuffle(found, wanted.seed);
   std::vector<ServePrompt> prompts;
