@@ -18,6 +18,7 @@
 namespace latentmesh {
 namespace {
 
+constexpr int kLoadInterval = 128;               // steps between two looks at the experts' load, for the page
 constexpr double kSignalPollSeconds = 0.05;
 constexpr auto kLastBytes = std::chrono::milliseconds(300);     // for the last answers to leave after draining
 
@@ -80,6 +81,7 @@ Status ServeCommand::Prepare() {
 
 Status ServeCommand::Run(Job& job) {
   LM_RETURN_IF_ERROR(AgreeOnInput(job, job.rank() == 0 ? Prepare() : Status::Ok()));
+  if (model_.engine.balance_interval == 0) model_.engine.balance_interval = kLoadInterval;
   LM_ASSIGN_OR_RETURN(auto runtime, StartRuntime(job, model_));
   return RunOnRankZero(*runtime, [&](Engine& engine) { return Serve(engine, *runtime); });
 }
@@ -108,7 +110,6 @@ Status ServeCommand::Serve(Engine& engine, const Runtime& runtime) {
   TextCodec codec = TextCodec::Open(engine.tokenizer());
   LM_ASSIGN_OR_RETURN(SamplingParams defaults, Defaults(engine));
   front_end_.served_model = served_model_name_.empty() ? model_.engine.model : served_model_name_;
-  front_end_.expert_ranks = runtime.layout().dp * runtime.layout().tp;
   front_end_.layout = ToString(runtime.layout()) + " on " + runtime.device_name();
   ApiContext context{&codec, engine.config().vocab_size, engine.max_model_len(), std::move(defaults)};
   std::unique_ptr<TokenGrammars> grammars;

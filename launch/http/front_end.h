@@ -28,7 +28,6 @@ struct FrontEndOptions {
   double request_timeout = 0;              // seconds from arrival to the last token; 0: none
   double health_timeout = 30;              // seconds without a step or an idle round of the engine
   size_t max_lag = 4 << 20;                // bytes a streaming client may fall behind
-  int expert_ranks = 1;                    // ranks the routed experts are spread over, in contiguous runs
   std::string layout;                      // for the page
 };
 

@@ -5,7 +5,6 @@
 
 #include "launch/api_fields.h"
 #include "launch/http/front_end.h"
-#include "moe/expert_placement.h"
 
 namespace latentmesh {
 namespace {
@@ -60,13 +59,10 @@ json::object Percentiles(const Histogram& histogram) {
           {"count", histogram.count()}};
 }
 
-// Tokens routed to each rank so far, summed over layers. Experts are dealt out in contiguous runs of nearly equal length
-// (ExpertPlacement::Contiguous).
-json::array LoadByRank(const std::vector<int64_t>& loads, int64_t experts, int ranks) {
-  std::vector<int64_t> sums(static_cast<size_t>(experts > 0 ? ranks : 0));
-  auto placement = ExpertPlacement::Contiguous(static_cast<int>(std::max<int64_t>(experts, 1)), ranks);
-  for (size_t i = 0; i < loads.size() && experts > 0; ++i)
-    sums[static_cast<size_t>(placement.RankOf(static_cast<int>(i % static_cast<size_t>(experts))))] += loads[i];
+// Tokens of the last windows that each rank's experts took, summed over layers; empty until they were gathered.
+json::array LoadByRank(const EngineStats& stats) {
+  std::vector<double> sums(static_cast<size_t>(stats.expert_ranks));
+  for (size_t i = 0; i < stats.expert_rank_load.size() && !sums.empty(); ++i) sums[i % sums.size()] += stats.expert_rank_load[i];
   return json::array(sums.begin(), sums.end());
 }
 
@@ -163,7 +159,6 @@ void FrontEnd::SendStats() {
 
 std::string FrontEnd::StatsJson() {
   EngineStats stats = engine_.Stats();
-  const ModelConfig& config = engine_.config();
   return json::serialize(json::object{
       {"model", options_.served_model}, {"layout", options_.layout}, {"version", LATENTMESH_VERSION},
       {"running", stats.running}, {"waiting", stats.waiting}, {"queued", waiting_},
@@ -173,7 +168,7 @@ std::string FrontEnd::StatsJson() {
       {"connections", server_.connections().open.load()}, {"rejected", metrics_.rejected}, {"draining", draining_},
       {"ttft", Percentiles(metrics_.time_to_first_token)}, {"itl", Percentiles(metrics_.inter_token_latency)},
       {"e2e", Percentiles(metrics_.e2e_latency)}, {"front_end", Percentiles(metrics_.front_end_delay)},
-      {"expert_load", LoadByRank(stats.expert_load, config.n_routed_experts, options_.expert_ranks)}});
+      {"experts", engine_.config().n_routed_experts}, {"expert_load", LoadByRank(stats)}});
 }
 
 }  // namespace latentmesh

@@ -9,6 +9,7 @@ namespace latentmesh {
 namespace {
 
 namespace json = boost::json;
+using testing::AllOf;
 using testing::HasSubstr;
 
 json::value Parse(const std::string& text) {
@@ -166,6 +167,25 @@ TEST_F(ServeTest, WrongFieldsAreNamed) {
   EXPECT_EQ(engine_->live(), 0);
 }
 
+TEST_F(ServeTest, ResponseFormats) {
+  Start();
+  HttpClient client(port());
+  auto ask = [&](const std::string& format) {
+    return client.Post("/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 2, \"response_format\": " + format + "}");
+  };
+  EXPECT_EQ(ask(R"({"type": "text"})").status, 200);
+  EXPECT_EQ(engine_->constrained, 0);
+  EXPECT_EQ(ask(R"({"type": "json_object"})").status, 200);
+  EXPECT_EQ(ask(R"({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}})").status, 200);
+  EXPECT_EQ(engine_->constrained, 2);
+  for (const char* format : {R"("json")", R"({"type": "xml"})", R"({"type": "json_schema"})",
+                             R"({"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "a"}}})"}) {
+    ClientResponse response = ask(format);
+    EXPECT_EQ(response.status, 400) << format;
+    EXPECT_EQ(Parse(response.body).at("error").at("param"), "response_format");
+  }
+}
+
 TEST_F(ServeTest, InformationEndpoints) {
   Start();
   HttpClient client(port());
@@ -192,7 +212,7 @@ TEST_F(ServeTest, InformationEndpoints) {
   EXPECT_THAT(page.Header("Content-Type"), HasSubstr("text/html"));
   EXPECT_THAT(page.body, HasSubstr("latentmesh"));
   client.Send("GET /stats/stream HTTP/1.1\r\nHost: test\r\n\r\n");
-  EXPECT_THAT(client.ReadUntil("\"expert_load\":[").c_str(), HasSubstr("text/event-stream"));
+  EXPECT_THAT(client.ReadUntil("}\n\n"), AllOf(HasSubstr("text/event-stream"), HasSubstr("\"expert_load\":[5.5E1,2.5E1]")));
 }
 
 TEST_F(ServeTest, ApiKey) {

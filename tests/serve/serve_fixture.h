@@ -35,6 +35,8 @@ class ServeTest : public testing::Test {
     ASSERT_TRUE(server.ok()) << server.status().message();
     server_ = std::move(server).value();
     ApiContext context{codec_.get(), tokenizer_->vocab_size(), 4096, {}};
+    grammars_ = std::make_unique<TokenGrammars>(*tokenizer_);
+    context.grammars = grammars_.get();
     front_end_ = std::make_unique<FrontEnd>(*engine_, *server_, context, front_end_options_);
     ASSERT_TRUE(front_end_->Start().ok());
     engine_->Start();
@@ -56,6 +58,7 @@ class ServeTest : public testing::Test {
 
   const Tokenizer* tokenizer_ = nullptr;
   std::unique_ptr<TextCodec> codec_;
+  std::unique_ptr<TokenGrammars> grammars_;
   std::unique_ptr<StubEngine> engine_;
   HttpServerOptions http_;
   FrontEndOptions front_end_options_;

@@ -32,6 +32,7 @@ Status StubEngine::Submit(Request request) {
   std::lock_guard lock(mutex_);
   for (int32_t id : request.prompt_ids)
     if (id == 13) return InvalidArgument("prompt: the stub refuses token 13");
+  if (request.constraint != nullptr) ++constrained;
   live_.push_back({std::move(request)});
   work_.notify_one();
   return Status::Ok();
@@ -51,7 +52,8 @@ EngineStats StubEngine::Stats() const {
   stats.steps = steps_;
   stats.generated_tokens = tokens;
   stats.seconds_since_active = std::chrono::duration<double>(Clock::now() - last_active_.load()).count();
-  for (int64_t expert = 0; expert < 16; ++expert) stats.expert_load.push_back(10 + expert % 8);
+  stats.expert_layers = stats.expert_ranks = 2;
+  stats.expert_rank_load = {30, 10, 25, 15};
   return stats;
 }
 

@@ -25,6 +25,7 @@ class StubEngine : public Engine {
   std::atomic<bool> paused{false};         // no steps, as if a rank were stuck
   std::atomic<int64_t> cancelled{0};
   std::atomic<int64_t> tokens{0};
+  std::atomic<int64_t> constrained{0};     // requests that came with a constraint
   int64_t live() const;
 
   // What token `i` of choice `choice` reads.
