@@ -146,7 +146,8 @@ void RequestParser::ResponseFormat() {
     return fields_.Fail("response_format", "the type must be text, json_object or json_schema");
   }
   const json::value* named = format->get_object().if_contains("json_schema");
-  const json::value* schema = named != nullptr && named->is_object() ? named->get_object().if_contains("schema") : nullptr;
+  const json::value* schema =
+      named != nullptr && named->is_object() ? named->get_object().if_contains("schema") : nullptr;
   if (schema == nullptr) return fields_.Fail("response_format", "json_schema.schema is missing");
   Constrain(context_.grammars->JsonSchema(json::serialize(*schema)));
 }
@@ -256,10 +257,12 @@ void RequestParser::CheckContext() {
     sampling.max_tokens = static_cast<int32_t>(chat() ? left : std::min<int64_t>(left, kCompletionDefaultTokens));
   }
   if (left < sampling.max_tokens) {
-    fields_.Fail(chat() ? "messages" : "prompt",
-                 fmt::format("this model's maximum context length is {} tokens, but {} were requested ({} in the prompt, "
-                             "{} in the completion)", context_.max_model_len,
-                             longest + static_cast<size_t>(sampling.max_tokens), longest, sampling.max_tokens));
+    fields_.Fail(
+        chat() ? "messages" : "prompt",
+        fmt::format("this model's maximum context length is {} tokens, but {} were requested ({} in the prompt, "
+                    "{} in the completion)",
+                    context_.max_model_len, longest + static_cast<size_t>(sampling.max_tokens), longest,
+                    sampling.max_tokens));
   } else if (sampling.min_tokens > sampling.max_tokens) {
     fields_.Fail("min_tokens", fmt::format("{} is more than max_tokens, which is {}", sampling.min_tokens,
                                            sampling.max_tokens));

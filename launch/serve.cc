@@ -49,15 +49,18 @@ void ServeCommand::Register(FlagSet& flags) {
   flags.Add("--port", &http_.port, "Port; 0 takes a free one and prints it", {.min = 0, .max = 65535});
   flags.Add("--served-model-name", &served_model_name_, "The model's name for clients; otherwise --model as given");
   flags.Add("--api-key-file", &api_key_file_, "File with the key that clients must send; otherwise none is asked for");
-  flags.Add("--cors-origin", &front_end_.cors_origin, "Origin of web pages that may use the server, or *; otherwise none");
+  flags.Add("--cors-origin", &front_end_.cors_origin,
+            "Origin of web pages that may use the server, or *; otherwise none");
   flags.Add("--http-workers", &http_.workers, "Threads that tokenise and write JSON", {.min = 1, .max = 64});
   flags.AddChoice("--generation-config", &generation_config_, {"auto", "none"}, "Defaults from generation_config.json");
   flags.Section("Limits of the server (times in seconds)");
   flags.AddSize("--max-body", &http_.limits.max_body, "Body of a request; more is answered 413");
   flags.AddSize("--max-header", &http_.limits.max_header, "Request line and headers; more is answered 431");
   flags.Add("--max-connections", &http_.limits.max_connections, "Open connections; more are answered 503", kPositive);
-  flags.Add("--max-queue", &front_end_.max_queue, "Requests waiting for a first token; more are answered 429", kPositive);
-  flags.Add("--request-timeout", &front_end_.request_timeout, "From a request to its last token; 0: none", kNonNegative);
+  flags.Add("--max-queue", &front_end_.max_queue, "Requests waiting for a first token; more are answered 429",
+            kPositive);
+  flags.Add("--request-timeout", &front_end_.request_timeout, "From a request to its last token; 0: none",
+            kNonNegative);
   flags.Add("--header-timeout", &http_.limits.header_timeout, "For a request's headers to arrive", {.min = 0.1});
   flags.Add("--body-timeout", &http_.limits.body_timeout, "For its body to arrive", {.min = 0.1});
   flags.Add("--keep-alive-timeout", &http_.limits.idle_timeout, "Between two requests of a connection", {.min = 0.1});

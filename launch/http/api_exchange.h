@@ -24,8 +24,8 @@ struct Call {
   bool gone = false;                       // the client left while a worker had the call
 };
 
-// Each prompt of the request is one request to the engine. Made on the I/O thread, then read there and by the worker that
-// writes the whole answer.
+// Each prompt of the request is one request to the engine. Made on the I/O thread, then read there and by the worker
+// that writes the whole answer.
 class ApiExchange {
  public:
   using Clock = std::chrono::steady_clock;

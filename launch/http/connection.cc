@@ -87,7 +87,9 @@ class Connection : public ConnectionHandle, public std::enable_shared_from_this<
   void WriteSome();
   void OnWritten(error_code error, size_t size);
   void Linger();
-  void SetDeadline(double seconds) { deadline_ = seconds > 0 ? Clock::now() + Seconds(seconds) : Clock::time_point::max(); }
+  void SetDeadline(double seconds) {
+    deadline_ = seconds > 0 ? Clock::now() + Seconds(seconds) : Clock::time_point::max();
+  }
   void WaitForDeadline();
   void OnDeadline();
 
@@ -278,8 +280,9 @@ void Connection::Queue(std::string_view data) {
 
 void Connection::WriteSome() {
   SetDeadline(shared_->limits.write_timeout);
-  socket_.async_write_some(asio::buffer(in_flight_.data() + written_, in_flight_.size() - written_),
-                           [self = shared_from_this()](error_code error, size_t size) { self->OnWritten(error, size); });
+  socket_.async_write_some(
+      asio::buffer(in_flight_.data() + written_, in_flight_.size() - written_),
+      [self = shared_from_this()](error_code error, size_t size) { self->OnWritten(error, size); });
 }
 
 void Connection::OnWritten(error_code error, size_t size) {
@@ -318,7 +321,8 @@ void Connection::Linger() {
 // One sleeping timer a connection: it looks at the deadline when it wakes, at least once a second.
 void Connection::WaitForDeadline() {
   if (closed_) return;
-  timer_.expires_after(std::min<Clock::duration>(std::chrono::seconds(1), std::max(deadline_ - Clock::now(), Seconds(0.001))));
+  timer_.expires_after(
+      std::min<Clock::duration>(std::chrono::seconds(1), std::max(deadline_ - Clock::now(), Seconds(0.001))));
   timer_.async_wait([self = shared_from_this()](error_code) {
     if (self->closed_) return;
     if (Clock::now() >= self->deadline_) return self->OnDeadline();
@@ -336,7 +340,8 @@ void Connection::OnDeadline() {
 
 }  // namespace
 
-std::shared_ptr<ConnectionHandle> StartConnection(asio::io_context& io, int fd, std::shared_ptr<ConnectionShared> shared) {
+std::shared_ptr<ConnectionHandle> StartConnection(asio::io_context& io, int fd,
+                                                  std::shared_ptr<ConnectionShared> shared) {
   auto connection = std::make_shared<Connection>(io, fd, std::move(shared));
   connection->Start();
   return connection;

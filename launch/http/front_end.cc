@@ -31,7 +31,8 @@ bool SameSecret(std::string_view given, std::string_view expected) {
 FrontEnd::FrontEnd(Engine& engine, HttpServer& server, ApiContext context, FrontEndOptions options)
     : engine_(engine), server_(server), context_(std::move(context)), options_(std::move(options)),
       outputs_([this] { server_.Post([this] { TakeOutputs(); }); }) {
-  started_ = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  started_ =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   std::random_device random;
   id_stem_ = fmt::format("{:08x}{:08x}", random(), random());
 }
@@ -59,7 +60,8 @@ Status FrontEnd::Start() {
     Handle(std::move(request), std::move(reply));
   }, [this](int status, const std::string& message) {
     ++metrics_.http_errors;
-    return HttpResponse{.status = status, .body = ErrorBody({.http_status = status, .message = message}), .close = true};
+    return HttpResponse{
+        .status = status, .body = ErrorBody({.http_status = status, .message = message}), .close = true};
   });
 }
 
@@ -93,7 +95,8 @@ void FrontEnd::Handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
 
 void FrontEnd::HandleOptions(const CallPtr& call, const Route& route) {
   HttpResponse response{.status = 204};
-  std::string methods = fmt::format("{}{}, OPTIONS", route.method, std::string_view(route.method) == "GET" ? ", HEAD" : "");
+  std::string methods =
+      fmt::format("{}{}, OPTIONS", route.method, std::string_view(route.method) == "GET" ? ", HEAD" : "");
   response.headers.push_back({"Allow", methods});
   if (!options_.cors_origin.empty()) {
     response.headers.push_back({"Access-Control-Allow-Methods", methods});

@@ -34,7 +34,8 @@ bool FrontEnd::Admit(const CallPtr& call) {
   }
   if (waiting_ < options_.max_queue) return true;
   ++metrics_.rejected;
-  RespondError(call, {.http_status = 429, .message = fmt::format("{} requests are waiting already; try again", waiting_),
+  RespondError(call, {.http_status = 429,
+                      .message = fmt::format("{} requests are waiting already; try again", waiting_),
                       .type = "rate_limit_error"});
   return false;
 }
@@ -68,8 +69,9 @@ void FrontEnd::Submit(ApiEndpoint endpoint, CallPtr call, ApiRequest request) {
     return RespondError(call, {.message = fmt::format("prompt: a list of {} prompts is more than the queue of {}",
                                                       request.prompts.size(), options_.max_queue), .param = "prompt"});
   }
-  ApiAnswerMeta meta{fmt::format("{}-{}-{}", endpoint == ApiEndpoint::kCompletions ? "cmpl" : "chatcmpl", id_stem_, ++next_id_),
-                     UnixSeconds(), options_.served_model};
+  ApiAnswerMeta meta{
+      fmt::format("{}-{}-{}", endpoint == ApiEndpoint::kCompletions ? "cmpl" : "chatcmpl", id_stem_, ++next_id_),
+      UnixSeconds(), options_.served_model};
   auto exchange = std::make_shared<ApiExchange>(call, std::move(request), std::move(meta));
   waiting_ += static_cast<int64_t>(exchange->parts.size());
   exchanges_.insert(exchange);
@@ -227,7 +229,8 @@ void FrontEnd::SendWhole(const ExchangePtr& exchange) {
 }
 
 void FrontEnd::TimeOut(const ExchangePtr& exchange) {
-  ApiError error{.http_status = 504, .message = fmt::format("the request took more than {} s", options_.request_timeout),
+  ApiError error{.http_status = 504,
+                 .message = fmt::format("the request took more than {} s", options_.request_timeout),
                  .type = "timeout_error"};
   exchange->answered = true;
   Cancel(exchange);

@@ -62,7 +62,8 @@ json::object Percentiles(const Histogram& histogram) {
 // Tokens of the last windows that each rank's experts took, summed over layers; empty until they were gathered.
 json::array LoadByRank(const EngineStats& stats) {
   std::vector<double> sums(static_cast<size_t>(stats.expert_ranks));
-  for (size_t i = 0; i < stats.expert_rank_load.size() && !sums.empty(); ++i) sums[i % sums.size()] += stats.expert_rank_load[i];
+  for (size_t i = 0; i < stats.expert_rank_load.size() && !sums.empty(); ++i)
+    sums[i % sums.size()] += stats.expert_rank_load[i];
   return json::array(sums.begin(), sums.end());
 }
 
@@ -108,10 +109,12 @@ void FrontEnd::Detokenize(CallPtr call) {
 void FrontEnd::Health(CallPtr call) {
   double quiet = engine_.Stats().seconds_since_active;
   if (draining_) {
-    return RespondError(call, {.http_status = 503, .message = "the server is shutting down", .type = "service_unavailable"});
+    return RespondError(call,
+                        {.http_status = 503, .message = "the server is shutting down", .type = "service_unavailable"});
   }
   if (quiet > options_.health_timeout) {
-    return RespondError(call, {.http_status = 503, .message = fmt::format("the engine has not moved for {:.0f} s", quiet),
+    return RespondError(call, {.http_status = 503,
+                               .message = fmt::format("the engine has not moved for {:.0f} s", quiet),
                                .type = "service_unavailable"});
   }
   RespondJson(call, "{\"status\":\"ok\"}");
@@ -137,7 +140,8 @@ void FrontEnd::Page(CallPtr call) {
 
 void FrontEnd::StatsStream(CallPtr call) {
   if (watchers_.size() >= kMaxWatchers) {
-    return RespondError(call, {.http_status = 503, .message = "too many pages are open", .type = "service_unavailable"});
+    return RespondError(call,
+                        {.http_status = 503, .message = "too many pages are open", .type = "service_unavailable"});
   }
   HttpResponse head{.content_type = "text/event-stream; charset=utf-8", .headers = {{"Cache-Control", "no-cache"}}};
   AddCommonHeaders(call->request_id, head);

@@ -49,8 +49,8 @@ void Histogram::AppendTo(std::string& text) const {
     below += counts_[i];
     fmt::format_to(out, "latentmesh:{}_bucket{{le=\"{}\"}} {}\n", name_, bounds_[i], below);
   }
-  fmt::format_to(out, "latentmesh:{0}_bucket{{le=\"+Inf\"}} {1}\nlatentmesh:{0}_sum {2}\nlatentmesh:{0}_count {1}\n", name_,
-                 count_, sum_);
+  fmt::format_to(out, "latentmesh:{0}_bucket{{le=\"+Inf\"}} {1}\nlatentmesh:{0}_sum {2}\nlatentmesh:{0}_count {1}\n",
+                 name_, count_, sum_);
 }
 
 double Histogram::RecentPercentile(double fraction) const {
@@ -81,7 +81,8 @@ std::string ServeMetrics::PrometheusText(const EngineStats& stats, int64_t conne
   AppendSimple(text, "prefix_cache_queries_total", "counter", "Prompt tokens looked up.", stats.prefix_queries);
   AppendSimple(text, "prefix_cache_hits_total", "counter", "Prompt tokens found cached.", stats.prefix_hits);
   AppendSimple(text, "num_preemptions_total", "counter", "Sequences put back for lack of cache.", stats.preemptions);
-  text += "# HELP latentmesh:request_success_total Finished choices.\n# TYPE latentmesh:request_success_total counter\n";
+  text +=
+      "# HELP latentmesh:request_success_total Finished choices.\n# TYPE latentmesh:request_success_total counter\n";
   for (FinishReason reason : {FinishReason::kStop, FinishReason::kLength, FinishReason::kAbort}) {
     fmt::format_to(std::back_inserter(text), "latentmesh:request_success_total{{finished_reason=\"{}\"}} {}\n",
                    FinishReasonName(reason), finished[static_cast<size_t>(reason)]);

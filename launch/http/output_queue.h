@@ -1,5 +1,5 @@
-// OutputQueue: carries the engine's outputs to the I/O thread. The engine's thread pays one short lock an output and one
-// wake-up a batch; it never waits for the I/O thread.
+// OutputQueue: carries the engine's outputs to the I/O thread. The engine's thread pays one short lock an output and
+// one wake-up a batch; it never waits for the I/O thread.
 #pragma once
 
 #include <chrono>

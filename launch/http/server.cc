@@ -23,7 +23,7 @@ namespace {
 
 constexpr int kBacklog = 1024;
 constexpr auto kAcceptRetry = std::chrono::milliseconds(100);      // after running out of descriptors
-constexpr int kSweepEvery = 1024;                                  // connections accepted between two sweeps of the list
+constexpr int kSweepEvery = 1024;  // connections accepted between two sweeps of the list
 
 // Connections need descriptors; the soft limit is often 1024.
 void RaiseDescriptorLimit() {
@@ -86,7 +86,8 @@ Status HttpServer::Impl::Open(const HttpServerOptions& options) {
   acceptor.open(endpoint.protocol(), error);
   if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
   if (!error) acceptor.bind(endpoint, error);
-  if (error) return IoError(fmt::format("cannot listen on {}: {} (choose another --host or --port)", where, error.message()));
+  if (error)
+    return IoError(fmt::format("cannot listen on {}: {} (choose another --host or --port)", where, error.message()));
   port = acceptor.local_endpoint(error).port();
   return Status::Ok();
 }

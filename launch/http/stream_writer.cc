@@ -31,8 +31,9 @@ StreamWriter::StreamWriter(const ApiRequest& request, const ApiAnswerMeta& meta,
     : request_(request), codec_(codec), chat_(request.endpoint == ApiEndpoint::kChatCompletions) {
   prefix_ = "data: {\"id\":";
   AppendJsonString(prefix_, meta.id);
-  prefix_ += fmt::format(",\"object\":\"{}\",\"created\":{},\"model\":", chat_ ? "chat.completion.chunk" : "text_completion",
-                         meta.created);
+  prefix_ +=
+      fmt::format(",\"object\":\"{}\",\"created\":{},\"model\":", chat_ ? "chat.completion.chunk" : "text_completion",
+                  meta.created);
   AppendJsonString(prefix_, meta.model);
   prefix_ += ",\"choices\":[";
   suffix_ = request.include_usage ? "],\"usage\":null}\n\n" : "]}\n\n";

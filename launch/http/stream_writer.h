@@ -1,5 +1,5 @@
-// StreamWriter: the server-sent events of one streamed answer. What a client has not taken yet is kept merged, one delta
-// a choice, so a slow reader costs the size of its text and nothing more.
+// StreamWriter: the server-sent events of one streamed answer. What a client has not taken yet is kept merged, one
+// delta a choice, so a slow reader costs the size of its text and nothing more.
 #pragma once
 
 #include <cstdint>

@@ -46,8 +46,8 @@ ByteSet ByteRange(int first, int last);
 ByteSet ByteAnyOf(std::string_view bytes);
 
 // A pushdown automaton run on all alternatives at once: a state is the set of stacks that the bytes so far allow. Equal
-// sets are one state, so masks and transitions can be kept. Rules that are the last of their sequence leave nothing on the
-// stack: a list of any length needs no depth. Not thread-safe.
+// sets are one state, so masks and transitions can be kept. Rules that are the last of their sequence leave nothing on
+// the stack: a list of any length needs no depth. Not thread-safe.
 class GrammarAutomaton {
  public:
   static constexpr int32_t kDead = -1;

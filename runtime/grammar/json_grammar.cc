@@ -22,11 +22,29 @@ constexpr int64_t kMaxLength = 4096;
 constexpr int64_t kMaxCode = 1 << 20;              // elements of the grammar
 constexpr int kMaxDepth = 64;                      // of schemas within schemas
 
-const char* const kKnown[] = {"type", "properties", "required", "additionalProperties", "items", "minItems", "maxItems",
-                              "minLength", "maxLength", "enum", "const", "anyOf", "allOf", "$ref", "$defs", "definitions",
-                              "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"};
-const char* const kAnnotations[] = {"title", "description", "default", "examples", "format", "$schema", "$id", "$comment",
-                                    "deprecated", "readOnly", "writeOnly", "discriminator", "nullable", "strict", "name"};
+const char* const kKnown[] = {"type",
+                              "properties",
+                              "required",
+                              "additionalProperties",
+                              "items",
+                              "minItems",
+                              "maxItems",
+                              "minLength",
+                              "maxLength",
+                              "enum",
+                              "const",
+                              "anyOf",
+                              "allOf",
+                              "$ref",
+                              "$defs",
+                              "definitions",
+                              "minimum",
+                              "maximum",
+                              "exclusiveMinimum",
+                              "exclusiveMaximum"};
+const char* const kAnnotations[] = {"title",     "description",   "default",  "examples",   "format",
+                                    "$schema",   "$id",           "$comment", "deprecated", "readOnly",
+                                    "writeOnly", "discriminator", "nullable", "strict",     "name"};
 
 template <size_t N>
 bool Contains(const char* const (&names)[N], std::string_view name) {
@@ -100,19 +118,24 @@ int32_t SchemaCompiler::SchemaObject(const json::object& schema, const std::stri
     return Literals(values->get_array());
   }
   if (const json::value* any = schema.if_contains("anyOf")) {
-    if (schema.contains("properties") || schema.contains("items")) return Fail(place + "/anyOf", "cannot stand beside properties or items");
+    if (schema.contains("properties") || schema.contains("items"))
+      return Fail(place + "/anyOf", "cannot stand beside properties or items");
     return Any(*any, place + "/anyOf");
   }
   if (const json::value* all = schema.if_contains("allOf")) {
-    bool one = all->is_array() && all->get_array().size() == 1 && !schema.contains("type") && !schema.contains("properties");
-    return one ? Schema(all->get_array()[0], place + "/allOf/0") : Fail(place + "/allOf", "is supported with one schema, alone");
+    bool one =
+        all->is_array() && all->get_array().size() == 1 && !schema.contains("type") && !schema.contains("properties");
+    return one ? Schema(all->get_array()[0], place + "/allOf/0")
+               : Fail(place + "/allOf", "is supported with one schema, alone");
   }
   const json::value* type = schema.if_contains("type");
   if (type == nullptr) {
-    bool object = schema.contains("properties") || schema.contains("required") || schema.contains("additionalProperties");
+    bool object =
+        schema.contains("properties") || schema.contains("required") || schema.contains("additionalProperties");
     bool array = schema.contains("items") || schema.contains("minItems") || schema.contains("maxItems");
     bool other = schema.contains("minLength") || schema.contains("maxLength") || schema.contains("minimum") ||
-                 schema.contains("maximum") || schema.contains("exclusiveMinimum") || schema.contains("exclusiveMaximum");
+                 schema.contains("maximum") || schema.contains("exclusiveMinimum") ||
+                 schema.contains("exclusiveMaximum");
     if (object + array + other > 1 || other) return Fail(place + "/type", "is missing");
     return object ? Object(schema, place) : array ? OfType("array", schema, place) : rules_.Value();
   }
@@ -241,7 +264,9 @@ int32_t SchemaCompiler::Object(const json::object& schema, const std::string& pl
     }
   }
   bool closed = additional != nullptr && additional->is_bool() && !additional->get_bool();
-  int32_t other = closed ? rules_.Null() : additional == nullptr ? rules_.Value() : Schema(*additional, place + "/additionalProperties");
+  int32_t other = closed                  ? rules_.Null()
+                  : additional == nullptr ? rules_.Value()
+                                          : Schema(*additional, place + "/additionalProperties");
   for (const json::value& name : required == nullptr ? json::array() : required->get_array()) {
     if (!name.is_string()) return Fail(place + "/required", "must be a list of names");
     std::string text(name.get_string());
@@ -259,15 +284,17 @@ int32_t SchemaCompiler::Object(const json::object& schema, const std::string& pl
 }
 
 // Built from the end: behind each property stand the ones that follow, once with and once without one written before.
-int32_t SchemaCompiler::Properties(const std::vector<std::pair<std::string, bool>>& names, std::vector<int32_t> values) {
+int32_t SchemaCompiler::Properties(const std::vector<std::pair<std::string, bool>>& names,
+                                   std::vector<int32_t> values) {
   int32_t first = grammar_.NewRule(), later = grammar_.NewRule();
   Sequence end = {JsonRules::Rule(rules_.Space())};
   grammar_.AppendText(end, "}");
   grammar_.AddAlternative(first, end);
   grammar_.AddAlternative(later, end);
   for (size_t i = names.size(); i-- > 0;) {
-    Sequence member = rules_.Text(json::serialize(json::value(names[i].first)) + ":",
-                                  {JsonRules::Rule(rules_.OneSpace()), JsonRules::Rule(values[i]), JsonRules::Rule(later)});
+    Sequence member =
+        rules_.Text(json::serialize(json::value(names[i].first)) + ":",
+                    {JsonRules::Rule(rules_.OneSpace()), JsonRules::Rule(values[i]), JsonRules::Rule(later)});
     Sequence comma = rules_.Text(",", {JsonRules::Rule(rules_.Space())});
     comma.insert(comma.end(), member.begin(), member.end());
     int32_t new_first = grammar_.NewRule(), new_later = grammar_.NewRule();

@@ -17,7 +17,8 @@ namespace {
 namespace json = boost::json;
 using testing::HasSubstr;
 
-const char* const kPerson = R"({"type": "object", "additionalProperties": false, "required": ["name", "age"], "properties": {
+const char* const kPerson =
+    R"({"type": "object", "additionalProperties": false, "required": ["name", "age"], "properties": {
   "name": {"type": "string", "minLength": 1, "maxLength": 6}, "age": {"type": "integer", "minimum": 0, "maximum": 130},
   "tags": {"type": "array", "items": {"enum": ["a\"b", 2, null]}, "minItems": 1, "maxItems": 3},
   "mother": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "score": {"type": ["number", "boolean"]}}})";
@@ -95,17 +96,19 @@ TEST(JsonGrammar, RandomTextsObeyTheSchema) {
 
 TEST(JsonGrammar, ReadsWhatIsValid) {
   GrammarAutomaton any(JsonObjectGrammar());
-  for (const char* text : {"{}", R"({"a": [1, -2.5e+10, true, null, {"b": "\u00e9\ud83d\ude00"}]})", "{\n  \"a\": \"\xf0\x9f\x98\x80\"\n}"}) {
+  for (const char* text : {"{}", R"({"a": [1, -2.5e+10, true, null, {"b": "\u00e9\ud83d\ude00"}]})",
+                           "{\n  \"a\": \"\xf0\x9f\x98\x80\"\n}"}) {
     EXPECT_TRUE(Reads(any, text)) << text;
   }
-  for (const char* text : {"", "[]", "{", R"({"a"})", R"({"a": 01})", R"({"a": "\ud83d"})", "{\"a\": \"\xff\"}", "{\"a\": \"\n\"}",
-                           R"({"a": 1,})", R"({"a": "\x"})", "{\"a\": \"\xed\xa0\x80\"}", "{}x"}) {
+  for (const char* text : {"", "[]", "{", R"({"a"})", R"({"a": 01})", R"({"a": "\ud83d"})", "{\"a\": \"\xff\"}",
+                           "{\"a\": \"\n\"}", R"({"a": 1,})", R"({"a": "\x"})", "{\"a\": \"\xed\xa0\x80\"}", "{}x"}) {
     EXPECT_FALSE(Reads(any, text)) << text;
   }
   GrammarAutomaton person = Automaton(kPerson);
   EXPECT_TRUE(Reads(person, R"({"name": "Eve", "age": 30, "tags": ["a\"b", 2], "mother": {"name": "X", "age": 0}})"));
-  for (const char* text : {R"({"name": "Eve"})", R"({"name": "", "age": 1})", R"({"name": "E", "age": 131})", R"({"name": "E", "age": -1})",
-                           R"({"name": "E", "age": 1, "tags": []})", R"({"name": "E", "age": 1, "x": 1})", R"({"name": "seven77", "age": 1})"}) {
+  for (const char* text : {R"({"name": "Eve"})", R"({"name": "", "age": 1})", R"({"name": "E", "age": 131})",
+                           R"({"name": "E", "age": -1})", R"({"name": "E", "age": 1, "tags": []})",
+                           R"({"name": "E", "age": 1, "x": 1})", R"({"name": "seven77", "age": 1})"}) {
     EXPECT_FALSE(Reads(person, text)) << text;
   }
 }
@@ -113,8 +116,10 @@ TEST(JsonGrammar, ReadsWhatIsValid) {
 TEST(JsonGrammar, IntegerBoundsAreExact) {
   const std::pair<int, int> bounds[] = {{0, 0}, {-7, 23}, {10, 305}, {-1200, -9}, {99, 101}, {-1, 1000}};
   for (auto [low, high] : bounds) {
-    GrammarAutomaton automaton = Automaton("{\"type\": \"integer\", \"minimum\": " + std::to_string(low) + ", \"maximum\": " + std::to_string(high) + "}");
-    for (int i = -1500; i <= 1500; ++i) EXPECT_EQ(Reads(automaton, std::to_string(i)), i >= low && i <= high) << i << " in " << low << " to " << high;
+    GrammarAutomaton automaton = Automaton("{\"type\": \"integer\", \"minimum\": " + std::to_string(low) +
+                                           ", \"maximum\": " + std::to_string(high) + "}");
+    for (int i = -1500; i <= 1500; ++i)
+      EXPECT_EQ(Reads(automaton, std::to_string(i)), i >= low && i <= high) << i << " in " << low << " to " << high;
   }
 }
 
@@ -196,7 +201,8 @@ TEST_F(TokenGrammarTest, MasksEqualTheAutomaton) {
       int32_t reached = tokenizer_->IsSpecial(id) || tokenizer_->TokenBytes(id).empty() ? -1 : state;
       for (char byte : tokenizer_->TokenBytes(id))
         if (reached >= 0) reached = automaton.Next(reached, static_cast<uint8_t>(byte));
-      ASSERT_EQ(mask[static_cast<size_t>(id) / 64] >> (id % 64) & 1, reached >= 0 ? 1u : 0u) << tokenizer_->TokenBytes(id);
+      ASSERT_EQ(mask[static_cast<size_t>(id) / 64] >> (id % 64) & 1, reached >= 0 ? 1u : 0u)
+          << tokenizer_->TokenBytes(id);
     }
     constraint->Accept(accepted);
     for (char byte : tokenizer_->TokenBytes(accepted)) state = automaton.Next(state, static_cast<uint8_t>(byte));

@@ -1,4 +1,5 @@
-// JsonRules: the rules of JSON itself that grammars of schemas are made of. Each is added to the grammar when first used.
+// JsonRules: the rules of JSON itself that grammars of schemas are made of. Each is added to the grammar when first
+// used.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// serve_bench: what the HTTP front end costs, without a model: tokens streamed per second and per CPU second. The client is
-// a process of its own, so that the CPU time is the server's (front end and stub engine).
+// serve_bench: what the HTTP front end costs, without a model: tokens streamed per second and per CPU second. The
+// client is a process of its own, so that the CPU time is the server's (front end and stub engine).
 //   serve_bench [STREAMS [SECONDS [MAX_TOKENS [STEP_MICROSECONDS]]]]
 //   serve_bench --port PORT [STREAMS [SECONDS [MAX_TOKENS]]]        loads a server that runs already
 // Run it in the repository's folder.

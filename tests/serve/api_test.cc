@@ -47,7 +47,8 @@ std::vector<json::value> Events(const std::string& body) {
 TEST_F(ServeTest, Completion) {
   Start();
   HttpClient client(port());
-  ClientResponse response = client.Post("/v1/completions", R"({"prompt": "Hello", "max_tokens": 5, "n": 2})", "X-Request-Id: mine-1\r\n");
+  ClientResponse response =
+      client.Post("/v1/completions", R"({"prompt": "Hello", "max_tokens": 5, "n": 2})", "X-Request-Id: mine-1\r\n");
   EXPECT_EQ(response.status, 200);
   EXPECT_EQ(response.Header("X-Request-Id"), "mine-1");
   EXPECT_EQ(response.Header("Access-Control-Allow-Origin"), "");
@@ -171,15 +172,17 @@ TEST_F(ServeTest, ResponseFormats) {
   Start();
   HttpClient client(port());
   auto ask = [&](const std::string& format) {
-    return client.Post("/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 2, \"response_format\": " + format + "}");
+    return client.Post("/v1/completions",
+                       "{\"prompt\": \"x\", \"max_tokens\": 2, \"response_format\": " + format + "}");
   };
   EXPECT_EQ(ask(R"({"type": "text"})").status, 200);
   EXPECT_EQ(engine_->constrained, 0);
   EXPECT_EQ(ask(R"({"type": "json_object"})").status, 200);
   EXPECT_EQ(ask(R"({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}})").status, 200);
   EXPECT_EQ(engine_->constrained, 2);
-  for (const char* format : {R"("json")", R"({"type": "xml"})", R"({"type": "json_schema"})",
-                             R"({"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "a"}}})"}) {
+  for (const char* format :
+       {R"("json")", R"({"type": "xml"})", R"({"type": "json_schema"})",
+        R"({"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "a"}}})"}) {
     ClientResponse response = ask(format);
     EXPECT_EQ(response.status, 400) << format;
     EXPECT_EQ(Parse(response.body).at("error").at("param"), "response_format");
@@ -212,7 +215,8 @@ TEST_F(ServeTest, InformationEndpoints) {
   EXPECT_THAT(page.Header("Content-Type"), HasSubstr("text/html"));
   EXPECT_THAT(page.body, HasSubstr("latentmesh"));
   client.Send("GET /stats/stream HTTP/1.1\r\nHost: test\r\n\r\n");
-  EXPECT_THAT(client.ReadUntil("}\n\n"), AllOf(HasSubstr("text/event-stream"), HasSubstr("\"expert_load\":[5.5E1,2.5E1]")));
+  EXPECT_THAT(client.ReadUntil("}\n\n"),
+              AllOf(HasSubstr("text/event-stream"), HasSubstr("\"expert_load\":[5.5E1,2.5E1]")));
 }
 
 TEST_F(ServeTest, ApiKey) {
@@ -301,9 +305,11 @@ TEST_F(ServeTest, SlowReaderIsClosedAndDelaysNobody) {
   front_end_options_.max_lag = 256 << 10;
   Start();
   HttpClient slow(port(), 20, 4096);
-  slow.Send(HttpClient::PostText("/v1/completions", R"({"prompt": "a", "max_tokens": 4000, "n": 128, "stream": true})"));
+  slow.Send(
+      HttpClient::PostText("/v1/completions", R"({"prompt": "a", "max_tokens": 4000, "n": 128, "stream": true})"));
   HttpClient quick(port());
-  for (int i = 0; i < 20; ++i) EXPECT_EQ(quick.Post("/v1/completions", R"({"prompt": "a", "max_tokens": 20})").status, 200);
+  for (int i = 0; i < 20; ++i)
+    EXPECT_EQ(quick.Post("/v1/completions", R"({"prompt": "a", "max_tokens": 20})").status, 200);
   EXPECT_TRUE(Eventually([&] { return engine_->live() == 0; }));
   EXPECT_THAT(quick.Get("/metrics").body, HasSubstr("latentmesh:slow_readers_closed_total 1"));
 }

@@ -15,7 +15,9 @@ namespace latentmesh {
 
 std::string ClientResponse::Header(const std::string& name) const {
   std::string lower_head = head, lower = "\r\n" + name + ":";
-  auto fold = [](std::string& s) { std::transform(s.begin(), s.end(), s.begin(), [](unsigned char c) { return std::tolower(c); }); };
+  auto fold = [](std::string& s) {
+    std::transform(s.begin(), s.end(), s.begin(), [](unsigned char c) { return std::tolower(c); });
+  };
   fold(lower_head), fold(lower);
   size_t at = lower_head.find(lower);
   if (at == std::string::npos) return "";

@@ -32,8 +32,9 @@ class Load {
  public:
   explicit Load(const StreamLoadOptions& options)
       : options_(options), epoll_(epoll_create1(0)), start_(Clock::now()) {
-    std::string body = "{\"prompt\": [5, 6, 7], \"ignore_eos\": true, \"max_tokens\": " + std::to_string(options.max_tokens) +
-                       ", \"stream\": true, \"stream_options\": {\"include_usage\": true}}";
+    std::string body =
+        "{\"prompt\": [5, 6, 7], \"ignore_eos\": true, \"max_tokens\": " + std::to_string(options.max_tokens) +
+        ", \"stream\": true, \"stream_options\": {\"include_usage\": true}}";
     request_ = "POST /v1/completions HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: " +
                std::to_string(body.size()) + "\r\n\r\n" + body;
   }
@@ -80,7 +81,8 @@ class Load {
     stream.first = true;
     stream.done = false;
     stream.tokens = -1;
-    stream.ok = send(stream.fd, request_.data(), request_.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(request_.size());
+    stream.ok =
+        send(stream.fd, request_.data(), request_.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(request_.size());
   }
 
   void OnReadable(Stream* stream) {

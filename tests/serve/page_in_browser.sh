@@ -7,13 +7,13 @@ browser=$(command -v chromium || command -v chromium-browser || command -v googl
 start_server "$1" 2 --tp 2
 work=$(mktemp -d)
 flags=(--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars "--user-data-dir=$work/profile")
-curl -s "$SERVER_URL/v1/completions" -d '{"prompt": "In the beginning", "max_tokens": 64, "n": 4, "seed": 1}' >/dev/null
+curl -s "$SERVER_URL/v1/completions" -d '{"prompt": "In the beginning", "max_tokens": 300, "n": 4, "ignore_eos": true}' >/dev/null
 for _ in 1 2 3 4 5 6; do
   curl -s "$SERVER_URL/v1/completions" -d '{"prompt": "And it came to pass", "max_tokens": 1500, "n": 4, "ignore_eos": true, "seed": 2}' >/dev/null &
 done
-timeout 90 "$browser" "${flags[@]}" --timeout=8000 --dump-dom "$SERVER_URL/" >"$work/dom.html" 2>"$work/log" || true
+timeout 90 "$browser" "${flags[@]}" --timeout=6000 --virtual-time-budget=6000 --dump-dom "$SERVER_URL/" >"$work/dom.html" 2>"$work/log" || true
 if [ $# -gt 1 ]; then
-  timeout 90 "$browser" "${flags[@]}" --timeout=8000 --window-size=1100,900 "--screenshot=$2" "$SERVER_URL/" >/dev/null 2>&1 || true
+  timeout 90 "$browser" "${flags[@]}" --timeout=6000 --virtual-time-budget=6000 --window-size=1100,900 "--screenshot=$2" "$SERVER_URL/" >/dev/null 2>&1 || true
 fi
 fail() { echo "$1"; head -c 3000 "$work/dom.html"; tail -n 5 "$work/log"; exit 1; }
 grep -q 'id="state"[^>]*>live<' "$work/dom.html" || fail "the page did not come alive"

@@ -1,4 +1,5 @@
-// StubEngine: an Engine without a model. Every step gives each running choice one token, whose text is known beforehand.
+// StubEngine: an Engine without a model. Every step gives each running choice one token, whose text is known
+// beforehand.
 #pragma once
 
 #include <atomic>
@@ -29,7 +30,9 @@ class StubEngine : public Engine {
   int64_t live() const;
 
   // What token `i` of choice `choice` reads.
-  static std::string TokenText(int32_t choice, int32_t i) { return "w" + std::to_string(choice) + "_" + std::to_string(i) + " "; }
+  static std::string TokenText(int32_t choice, int32_t i) {
+    return "w" + std::to_string(choice) + "_" + std::to_string(i) + " ";
+  }
 
   Status Submit(Request request) override;
   void Cancel(const std::string& request_id) override;

@@ -70,7 +70,8 @@ TEST_F(ServeTest, MethodsAndHeads) {
 TEST_F(ServeTest, ExpectContinue) {
   Start();
   HttpClient client(port());
-  std::string text = HttpClient::PostText("/v1/completions", R"({"prompt": "a", "max_tokens": 2})", "Expect: 100-continue\r\n");
+  std::string text =
+      HttpClient::PostText("/v1/completions", R"({"prompt": "a", "max_tokens": 2})", "Expect: 100-continue\r\n");
   size_t body = text.find("\r\n\r\n") + 4;
   client.Send(text.substr(0, body));
   EXPECT_EQ(client.Read().status, 100);
@@ -104,11 +105,12 @@ TEST_F(ServeTest, SizesAreLimited) {
 
 TEST_F(ServeTest, MalformedRequestsAre400) {
   Start();
-  for (const char* text : {"NONSENSE\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /health HTTP/1.1\r\nBad Header\r\n\r\n",
-                           "GET /health HTTP/1.1\r\n\r\n", "GET /health HTTP/1.1\r\nHost: a\r\nX: \x01\r\n\r\n",
-                           "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-                           "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
-                           "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"}) {
+  for (const char* text :
+       {"NONSENSE\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /health HTTP/1.1\r\nBad Header\r\n\r\n",
+        "GET /health HTTP/1.1\r\n\r\n", "GET /health HTTP/1.1\r\nHost: a\r\nX: \x01\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"}) {
     HttpClient client(port());
     client.Send(text);
     ClientResponse response = client.Read();
@@ -150,7 +152,8 @@ TEST_F(ServeTest, ConnectionsOpenedAndDropped) {
     HttpClient client(port());
     ASSERT_TRUE(client.connected());
     if (i % 3 == 1) client.Send("GET /he");
-    if (i % 3 == 2) client.Send(HttpClient::PostText("/v1/completions", R"({"prompt": "a", "max_tokens": 3000, "stream": true})"));
+    if (i % 3 == 2)
+      client.Send(HttpClient::PostText("/v1/completions", R"({"prompt": "a", "max_tokens": 3000, "stream": true})"));
   }
   EXPECT_TRUE(Eventually([&] { return engine_->live() == 0 && server_->connections().open == 0; }));
   EXPECT_EQ(HttpClient(port()).Get("/health").status, 200);
@@ -163,8 +166,10 @@ TEST_F(ServeTest, MutatedRequests) {
   Start();
   std::mt19937 random(7);
   const std::string seeds[] = {
-      HttpClient::PostText("/v1/completions", R"({"prompt": ["a", [1, 2]], "max_tokens": 3, "logit_bias": {"5": 1}, "stop": ["x"]})"),
-      HttpClient::PostText("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "é"}], "stream": true, "max_tokens": 2})"),
+      HttpClient::PostText("/v1/completions",
+                           R"({"prompt": ["a", [1, 2]], "max_tokens": 3, "logit_bias": {"5": 1}, "stop": ["x"]})"),
+      HttpClient::PostText("/v1/chat/completions",
+                           R"({"messages": [{"role": "user", "content": "é"}], "stream": true, "max_tokens": 2})"),
       "POST /tokenize HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"pro\r\n0\r\n\r\n"};
   for (int round = 0; round < 600; ++round) {
     std::string text = seeds[random() % 3];
