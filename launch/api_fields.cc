@@ -50,7 +50,8 @@ void ApiFields::Number(const char* name, double min, double max, float* target) 
   if (value == nullptr) return;
   if (!value->is_number()) return Fail(name, "must be a number");
   auto number = value->to_number<double>();
-  if (!(number >= min && number <= max)) return Fail(name, fmt::format("must be from {} to {}, is {}", min, max, number));
+  if (!(number >= min && number <= max))
+    return Fail(name, fmt::format("must be from {} to {}, is {}", min, max, number));
   *target = static_cast<float>(number);
 }
 

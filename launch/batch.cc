@@ -23,7 +23,9 @@ std::string PartId(const std::string& line_id, size_t prompt) { return fmt::form
 class BatchCommand : public Command {
  public:
   std::string name() const override { return "batch"; }
-  std::string help() const override { return "Answer a file of OpenAI batch requests; a restart goes on where it stopped"; }
+  std::string help() const override {
+    return "Answer a file of OpenAI batch requests; a restart goes on where it stopped";
+  }
   void Register(FlagSet& flags) override;
   Status Run(Job& job) override;
 
@@ -63,7 +65,8 @@ class BatchCommand : public Command {
 
 void BatchCommand::Register(FlagSet& flags) {
   flags.Section("Files");
-  flags.Add("--input", &input_file_, "JSON lines: custom_id, method, url (/v1/completions, /v1/chat/completions), body");
+  flags.Add("--input", &input_file_,
+            "JSON lines: custom_id, method, url (/v1/completions, /v1/chat/completions), body");
   flags.Required("--input");
   flags.Add("--output", &output_file_, "JSON lines; appended to, lines answered before are skipped");
   flags.Required("--output");
@@ -173,7 +176,8 @@ void BatchCommand::Finish(const TextCodec& codec) {
   for (const std::string& id : finished_) {
     Flight& flight = flights_.at(id);
     bool chat = flight.request.endpoint == ApiEndpoint::kChatCompletions;
-    ApiAnswerMeta meta{.id = (chat ? "chatcmpl-" : "cmpl-") + id, .created = std::time(nullptr), .model = ModelName(flight)};
+    ApiAnswerMeta meta{
+        .id = (chat ? "chatcmpl-" : "cmpl-") + id, .created = std::time(nullptr), .model = ModelName(flight)};
     if (flight.error.has_value()) Fail(flight.line, *flight.error);
     else Record(BatchAnswer(flight.line, meta.id, CompletionBody(flight.request, meta, flight.answers, codec)));
     flights_.erase(id);

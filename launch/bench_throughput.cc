@@ -40,7 +40,8 @@ void BenchThroughputCommand::Register(FlagSet& flags) {
 Status BenchThroughputCommand::Run(Job& job) {
   LM_ASSIGN_OR_RETURN(auto runtime, StartRuntime(job, model_));
   return RunOnRankZero(*runtime, [&](Engine& engine) {
-    Workload warm_up = {.requests = 1, .input_len = workload_.input_len, .output_len = 2, .seed = model_.engine.seed + 1};
+    Workload warm_up = {
+        .requests = 1, .input_len = workload_.input_len, .output_len = 2, .seed = model_.engine.seed + 1};
     if (engine.max_model_len() >= warm_up.input_len + 2) LM_RETURN_IF_ERROR(RunWorkload(engine, warm_up).status());
     workload_.seed = model_.engine.seed;
     LM_ASSIGN_OR_RETURN(WorkloadResult result, RunWorkload(engine, workload_));
@@ -55,7 +56,8 @@ Status BenchThroughputCommand::Report(const Runtime& runtime, const WorkloadResu
   std::string text = fmt::format("Throughput: {:.2f} requests/s, {:.2f} total tokens/s, {:.2f} output tokens/s\n",
                                  rate(workload_.requests, seconds), rate(total, seconds),
                                  rate(result.output_tokens, seconds));
-  text += fmt::format("Total input tokens: {}\nTotal generated tokens: {}\n", result.input_tokens, result.output_tokens);
+  text +=
+      fmt::format("Total input tokens: {}\nTotal generated tokens: {}\n", result.input_tokens, result.output_tokens);
   text += fmt::format("Steps with prompt tokens: {:.3f} s; steps that only decode: {:.3f} s, {:.2f} tokens/s; "
                       "preemptions: {}\n", result.prefill_seconds, result.decode_seconds,
                       rate(result.decode_step_outputs, result.decode_seconds), result.preemptions);

@@ -75,7 +75,8 @@ void Comparison::Bounded(const std::string& what, double value, double bound) {
 Status Comparison::Finish() const {
   std::fflush(stdout);
   if (failed_ == 0) return Status::Ok();
-  return {StatusCode::kMismatch, fmt::format("{} of {} checks failed; the first: {}", failed_, checks_, first_failure_)};
+  return {StatusCode::kMismatch,
+          fmt::format("{} of {} checks failed; the first: {}", failed_, checks_, first_failure_)};
 }
 
 }  // namespace latentmesh

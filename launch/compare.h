@@ -1,4 +1,5 @@
-// Comparison: relative errors ‖out - ref‖ / ‖ref‖ and argmax agreement against a bound; prints a line a check to stdout.
+// Comparison: relative errors ‖out - ref‖ / ‖ref‖ and argmax agreement against a bound; prints a line a check to
+// stdout.
 #pragma once
 
 #include <cstdint>

@@ -49,8 +49,8 @@ Status EvalCommand::ReadIds() {
   LM_ASSIGN_OR_RETURN(ids_, ReadTokenIds(file, tensor_));
   int64_t whole = (static_cast<int64_t>(ids_.size()) - 1) / window_;
   if (whole < std::max(windows_, 1)) {
-    return InvalidArgument(fmt::format("--windows: {} holds {} ids, enough for {} windows of {}", ids_file_, ids_.size(),
-                                       std::max<int64_t>(whole, 0), window_));
+    return InvalidArgument(fmt::format("--windows: {} holds {} ids, enough for {} windows of {}", ids_file_,
+                                       ids_.size(), std::max<int64_t>(whole, 0), window_));
   }
   if (windows_ == 0) windows_ = static_cast<int32_t>(whole);
   return Status::Ok();

@@ -75,8 +75,8 @@ TEST_F(FlagsTest, KeepsDefaults) {
 }
 
 TEST_F(FlagsTest, ReadsEveryKind) {
-  auto line = Parse({"group", "probe", "--count", "7", "--rate=2.5", "--maybe", "-1", "--on", "--text", "-a b", "--text",
-                     "--on", "--ids", "0,12,7", "--memory", "1.5GiB", "--color", "green"});
+  auto line = Parse({"group", "probe", "--count", "7", "--rate=2.5", "--maybe", "-1", "--on", "--text", "-a b",
+                     "--text", "--on", "--ids", "0,12,7", "--memory", "1.5GiB", "--color", "green"});
   ASSERT_TRUE(line.ok()) << line.status().message();
   EXPECT_EQ(probe_->count, 7);
   EXPECT_EQ(probe_->rate, 2.5);

@@ -55,7 +55,8 @@ void GenerateCommand::Register(FlagSet& flags) {
   prompt_flags_.Register(flags);
   flags.AddSwitch("--chat", &chat_, "Each text prompt is a user message for the checkpoint's chat template");
   flags.Section("Output");
-  flags.AddChoice("--format", &format_, {"text", "json"}, "text streams; json prints one object a line for each prompt");
+  flags.AddChoice("--format", &format_, {"text", "json"},
+                  "text streams; json prints one object a line for each prompt");
   flags.AddSwitch("--echo", &echo_, "Print the prompt before its continuation (text)");
   flags.AddSwitch("--stats", &stats_, "Print tokens/s and the cache's bytes a token");
   sampling_.Register(flags);
@@ -78,8 +79,8 @@ Result<SamplingParams> GenerateCommand::Sampling(const Engine& engine) const {
   SamplingParams defaults;
   defaults.max_tokens = 128;
   if (sampling_.generation_config == "auto") {
-    LM_ASSIGN_OR_RETURN(defaults,
-                        LoadGenerationDefaults(model_.engine.model, engine.config().eos_token_ids, std::move(defaults)));
+    LM_ASSIGN_OR_RETURN(
+        defaults, LoadGenerationDefaults(model_.engine.model, engine.config().eos_token_ids, std::move(defaults)));
   }
   LM_ASSIGN_OR_RETURN(SamplingParams params, sampling_.Apply(std::move(defaults)));
   LM_RETURN_IF_ERROR(ValidateSamplingParams(params, engine.config().vocab_size));

@@ -32,7 +32,8 @@ json::object ChoiceObject(const CollectedChoice& choice) {
 }
 
 json::object Timings(const RequestTimes& times) {
-  return {{"first_scheduled_s", times.first_scheduled}, {"first_token_s", times.first_token}, {"total_s", times.finished}};
+  return {
+      {"first_scheduled_s", times.first_scheduled}, {"first_token_s", times.first_token}, {"total_s", times.finished}};
 }
 
 }  // namespace

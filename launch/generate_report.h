@@ -11,11 +11,13 @@
 namespace latentmesh {
 
 // One object: prompt (text prompts), prompt_ids, output_ids, text, finish_reason, stop_reason, choices (all n of them),
-// cached_tokens, timings {first_scheduled_s, first_token_s, total_s}, prompt_logprobs. The top-level output is choice 0.
+// cached_tokens, timings {first_scheduled_s, first_token_s, total_s}, prompt_logprobs. The top-level output is choice
+// 0.
 std::string GenerateJson(const Prompt& prompt, const Collector& answer, const TextCodec& codec);
 
 // A headed block for each choice of prompt number `index`.
-std::string GenerateText(size_t index, const Prompt& prompt, const Collector& answer, const TextCodec& codec, bool echo);
+std::string GenerateText(size_t index, const Prompt& prompt, const Collector& answer, const TextCodec& codec,
+                         bool echo);
 
 // "prefill: 17 tokens, ... tokens/s; decode: ..." Prefill lasts until the last first token, decode from the earliest
 // first token; cached prompt tokens are not counted as computed.

@@ -140,13 +140,15 @@ TEST_F(OpenAiTest, ErrorsNameTheField) {
 }
 
 TEST_F(OpenAiTest, ChatRendersTheTemplateOnce) {
-  ApiRequest request = Chat(R"({"messages": [{"role": "user", "content": "Hello"}], "logprobs": true, "top_logprobs": 2})");
+  ApiRequest request =
+      Chat(R"({"messages": [{"role": "user", "content": "Hello"}], "logprobs": true, "top_logprobs": 2})");
   ASSERT_EQ(request.prompts.size(), 1u);
   EXPECT_EQ(request.prompts[0].ids,
             tokenizer_->Encode("<｜begin▁of▁sentence｜><｜User｜>Hello<｜Assistant｜>", false));
   EXPECT_EQ(request.sampling.max_tokens, 256 - static_cast<int>(request.prompts[0].ids.size()));
   EXPECT_EQ(request.sampling.logprobs, 2);
-  EXPECT_EQ(Chat(R"({"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 5})").sampling.max_tokens, 5);
+  EXPECT_EQ(Chat(R"({"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 5})").sampling.max_tokens,
+            5);
   auto parts = Chat(R"({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hel"},
                                                                  {"type": "text", "text": "lo"}]}]})");
   EXPECT_EQ(parts.prompts[0].ids, Chat(R"({"messages": [{"role": "user", "content": "Hel\nlo"}]})").prompts[0].ids);
@@ -156,9 +158,12 @@ TEST_F(OpenAiTest, ChatErrorsNameTheField) {
   EXPECT_EQ(Bad(ApiEndpoint::kChatCompletions, R"({})").param, "messages");
   EXPECT_EQ(Bad(ApiEndpoint::kChatCompletions, R"({"messages": []})").param, "messages");
   EXPECT_EQ(Bad(ApiEndpoint::kChatCompletions, R"({"messages": [{"content": "a"}]})").param, "messages[0].role");
-  EXPECT_EQ(Bad(ApiEndpoint::kChatCompletions, R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})").param,
-            "messages[0].content");
-  EXPECT_EQ(Bad(ApiEndpoint::kChatCompletions, R"({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})").param,
+  EXPECT_EQ(
+      Bad(ApiEndpoint::kChatCompletions, R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})")
+          .param,
+      "messages[0].content");
+  EXPECT_EQ(Bad(ApiEndpoint::kChatCompletions, R"({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})")
+                .param,
             "top_logprobs");
 }
 
@@ -174,7 +179,8 @@ Collector Answer(const std::vector<int32_t>& ids, const std::string& text) {
 
 TEST_F(OpenAiTest, CompletionAnswersHaveChoicesPromptByPrompt) {
   ApiRequest request = Completion(R"({"prompt": [[1, 2], [3, 4]]})");
-  json::value body = json::parse(CompletionBody(request, {"cmpl-1", 17, "m"}, {Answer({5}, "x"), Answer({6}, "y")}, *codec_));
+  json::value body =
+      json::parse(CompletionBody(request, {"cmpl-1", 17, "m"}, {Answer({5}, "x"), Answer({6}, "y")}, *codec_));
   EXPECT_EQ(body.at("object"), "text_completion");
   EXPECT_EQ(body.at("choices").as_array().size(), 2u);
   EXPECT_EQ(body.at("choices").at(1).at("index"), 1);

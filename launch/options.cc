@@ -45,9 +45,11 @@ void RegisterMemory(FlagSet& flags, EngineOptions* engine) {
 void RegisterBalance(FlagSet& flags, EngineOptions* engine, std::string* balance) {
   flags.Section("Experts");
   flags.AddChoice("--expert-balance", balance, {"off", "on"}, "Move and copy experts between ranks to follow the load");
-  flags.Add("--redundant-experts", &engine->redundant_experts, "Copies of busy experts in each layer, over all ranks", kNonNegative);
+  flags.Add("--redundant-experts", &engine->redundant_experts, "Copies of busy experts in each layer, over all ranks",
+            kNonNegative);
   flags.Add("--balance-interval", &engine->balance_interval,
-            "Steps between two looks at the loads of all ranks; 0: 128 with --expert-balance on, else never", kNonNegative);
+            "Steps between two looks at the loads of all ranks; 0: 128 with --expert-balance on, else never",
+            kNonNegative);
 }
 
 }  // namespace
@@ -57,12 +59,15 @@ void ModelFlags::Register(FlagSet& flags) {
   flags.Add("--model", &engine.model, "Checkpoint folder (config.json, *.safetensors, tokenizer.json)");
   flags.AddChoice("--load-format", &engine.load_format, {"auto", "dummy"},
                   "dummy: random weights, for measuring; needs --shape or a folder with config.json");
-  flags.AddChoice("--shape", &engine.shape, {"mini", "v2-lite", "v3"}, "Instead of --model, with dummy weights: a shape by name");
-  flags.Add("--num-layers", &engine.num_layers, "With dummy weights: only so many decoder layers; 0: all", kNonNegative);
+  flags.AddChoice("--shape", &engine.shape, {"mini", "v2-lite", "v3"},
+                  "Instead of --model, with dummy weights: a shape by name");
+  flags.Add("--num-layers", &engine.num_layers, "With dummy weights: only so many decoder layers; 0: all",
+            kNonNegative);
   flags.AddChoice("--device", &engine.device, {"auto", "cpu", "cuda"}, "Where the model runs");
   flags.AddChoice("--dtype", &engine.dtype, {"auto", "f32", "bf16"}, "Type of weights and activations");
-  flags.AddChoice("--kv-dtype", &engine.kv_dtype, {"auto", "f32", "bf16", "fp8", "6bit"},
-                  "Numbers of the cache; fp8 and 6bit hold latents (DeepSeek models) in 1 and 3/4 bytes, with a scale a 128");
+  flags.AddChoice(
+      "--kv-dtype", &engine.kv_dtype, {"auto", "f32", "bf16", "fp8", "6bit"},
+      "Numbers of the cache; fp8 and 6bit hold latents (DeepSeek models) in 1 and 3/4 bytes, with a scale a 128");
   flags.Add("--threads", &engine.threads, "Compute threads a rank; 0: the cores of this rank", kNonNegative);
   flags.AddSwitch("--share-gpu", &engine.share_gpu, "Several ranks may use one GPU");
   RegisterLayout(flags, &engine.layout);
@@ -71,8 +76,9 @@ void ModelFlags::Register(FlagSet& flags) {
   flags.Section("Running");
   flags.AddChoice("--attention", &attention, {"auto", "absorbed", "expanded"},
                   "Form of latent attention; auto switches at the crossover of their costs");
-  flags.AddChoice("--speculative", &engine.speculative, {"auto", "mtp", "ngram"},
-                  "Where drafts come from: the checkpoint's prediction layer, or the text so far; auto: mtp if there is one");
+  flags.AddChoice(
+      "--speculative", &engine.speculative, {"auto", "mtp", "ngram"},
+      "Where drafts come from: the checkpoint's prediction layer, or the text so far; auto: mtp if there is one");
   flags.Add("--speculative-tokens", &engine.speculative_tokens,
             "Drafts a sequence and step at most; fewer where they do not pay; 0: off", {.min = 0, .max = 15});
   flags.AddSwitch("--no-prefix-caching", &no_prefix_caching, "Compute every prompt, also where a prefix is cached");
@@ -114,9 +120,11 @@ void SamplingFlags::Register(FlagSet& flags) {
   flags.Add("--temperature", &temperature, "0 is greedy [1]", kNonNegative);
   flags.Add("--top-p", &top_p, "Smallest set of tokens with this probability [1]", {.min = 0, .max = 1});
   flags.Add("--top-k", &top_k, "Most likely tokens to draw from; 0 or -1: all [0]", {.min = -1});
-  flags.Add("--min-p", &min_p, "Drop tokens below this fraction of the best one's probability [0]", {.min = 0, .max = 1});
+  flags.Add("--min-p", &min_p, "Drop tokens below this fraction of the best one's probability [0]",
+            {.min = 0, .max = 1});
   flags.Add("--n", &n, "Continuations of each prompt [1]", kPositive);
-  flags.Add("--presence-penalty", &presence_penalty, "Subtracted from tokens generated before [0]", {.min = -2, .max = 2});
+  flags.Add("--presence-penalty", &presence_penalty, "Subtracted from tokens generated before [0]",
+            {.min = -2, .max = 2});
   flags.Add("--frequency-penalty", &frequency_penalty, "The same, times their count [0]", {.min = -2, .max = 2});
   flags.Add("--repetition-penalty", &repetition_penalty, "Divides the logits of tokens seen before [1]", kNonNegative);
   flags.AddList("--stop", &stop, "Text that ends the output (repeatable)");

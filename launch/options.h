@@ -46,7 +46,8 @@ struct SamplingFlags {
 };
 
 // The fields of `directory`/generation_config.json that SamplingParams has, over `base`; base when there is no file.
-// Its end-of-sequence ids that config.json lacks (`known_eos`) become stop_token_ids. kInvalidModel names file and field.
+// Its end-of-sequence ids that config.json lacks (`known_eos`) become stop_token_ids. kInvalidModel names file and
+// field.
 Result<SamplingParams> LoadGenerationDefaults(const std::string& directory, const std::vector<int64_t>& known_eos,
                                               SamplingParams base);
 

@@ -10,7 +10,8 @@
 
 namespace latentmesh {
 
-// Tensor `name` as a list of token ids; kInvalidModel names file and tensor when it is absent, of another dtype or rank.
+// Tensor `name` as a list of token ids; kInvalidModel names file and tensor when it is absent or of another dtype or
+// rank.
 Result<std::vector<int32_t>> ReadTokenIds(const SafetensorsFile& file, const std::string& name);
 Result<std::vector<float>> ReadFloats(const SafetensorsFile& file, const std::string& name);
 

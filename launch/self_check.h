@@ -22,8 +22,8 @@ std::vector<int32_t> PseudoRandomIds(int64_t count, int64_t vocab, uint64_t seed
 // other ranks, in a job of one rank, and where one rank's memory does not hold the model (which is logged).
 Result<std::optional<ScoreResult>> ScoreOnOneRank(Job& job, const EngineOptions& options, int32_t tokens);
 
-// Rank 0. Absorbed against expanded attention (MLA), decode steps on the cache against one pass, and this layout against
-// `one_rank` when there is such a result.
+// Rank 0. Absorbed against expanded attention (MLA), decode steps on the cache against one pass, and this layout
+// against `one_rank` when there is such a result.
 Status CompareWithItself(Engine& engine, const std::optional<ScoreResult>& one_rank, int32_t tokens,
                          Comparison& comparison);
 

@@ -1,5 +1,5 @@
-// SIGINT, SIGTERM and SIGUSR1 while a model runs. Launchers send them to every rank; rank 0 alone decides to stop, the others go on
-// executing its plans until it says so.
+// SIGINT, SIGTERM and SIGUSR1 while a model runs. Launchers send them to every rank; rank 0 alone decides to stop, the
+// others go on executing its plans until it says so.
 #pragma once
 
 #include <atomic>

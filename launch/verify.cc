@@ -23,7 +23,8 @@ void CompareLayers(const ScoreResult& result, const std::vector<float>& expected
   size_t size = states.size() / std::max<int64_t>(result.layers, 1);
   for (int64_t layer = 0; layer < result.layers; ++layer) {
     std::string name = layer == 0 ? "embeddings" : fmt::format("layer {}", layer - 1);
-    comparison.Values(name, std::span(states).subspan(layer * size, size), std::span(expected).subspan(layer * size, size));
+    comparison.Values(name, std::span(states).subspan(layer * size, size),
+                      std::span(expected).subspan(layer * size, size));
   }
 }
 

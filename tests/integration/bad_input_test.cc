@@ -110,7 +110,9 @@ TEST_F(DamagedModel, TruncatedShard) {
 
 TEST_F(DamagedModel, WrongShape) {
   Copy("v2-tiny");
-  ChangeTensor("model.safetensors", "model.norm.weight", [](HostTensor& tensor) { tensor.shape = {1, tensor.shape[0]}; });
+  ChangeTensor("model.safetensors", "model.norm.weight", [](HostTensor& tensor) {
+    tensor.shape = {1, tensor.shape[0]};
+  });
   ExpectRefusedEverywhere(Generate(), 3, {"model.norm.weight"});
 }
 
@@ -153,7 +155,8 @@ TEST(BadArguments, OneMessageNamesTheFlag) {
   ExpectRefused(2, "generate --model tests/golden/v3-tiny --prompt-ids 1,x", 2, {"--prompt-ids"});
   ExpectRefused(2, "generate --model tests/golden/v3-tiny --prompt-ids 1 --kv-memory lots", 2, {"--kv-memory"});
   ExpectRefused(2, "generate --model tests/golden/v3-tiny --prompts-file /no/such/file", 7, {"/no/such/file"});
-  ExpectRefused(1, "generate --model tests/golden/v3-tiny --prompt-ids 1 --dedicated-scheduler", 2, {"--dedicated-scheduler"});
+  ExpectRefused(1, "generate --model tests/golden/v3-tiny --prompt-ids 1 --dedicated-scheduler", 2,
+                {"--dedicated-scheduler"});
   ExpectRefused(2, "nonsense", 2, {"nonsense"});
 }
 
@@ -168,7 +171,8 @@ TEST(BadArguments, LayoutsThatDoNotDivide) {
 TEST(BadArguments, PromptsTheModelCannotTake) {
   std::string ids = "1";
   for (int i = 0; i < 3000; ++i) ids += ",1";
-  ExpectRefused(2, "generate --model tests/golden/v3-tiny --tp 2 --max-model-len 64 --max-tokens 4 --prompt-ids " + ids, 2, {"3001", "64"});
+  ExpectRefused(2, "generate --model tests/golden/v3-tiny --tp 2 --max-model-len 64 --max-tokens 4 --prompt-ids " + ids,
+                2, {"3001", "64"});
   ExpectRefused(1, "generate --model tests/golden/v3-tiny --prompt-ids 1,100000", 2, {"100000"});
   ExpectRefused(1, "generate --model tests/golden/v3-tiny --prompt text", 3, {"tokenizer"});
 }

@@ -44,12 +44,13 @@ class Batch : public testing::Test {
 };
 
 TEST_F(Batch, AnswersGoodLinesAndReportsBadOnes) {
-  WriteInput({Line("a", R"({"prompt": "In the beginning", "max_tokens": 4, "temperature": 0})"),
-              "this is no JSON",
-              Line("b", R"({"prompt": [[0, 5], [0, 6]], "max_tokens": 3, "n": 2, "ignore_eos": true})"),
-              Line("c", R"({"prompt": "x", "top_p": 7})"),
-              R"({"custom_id": "d", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "logprobs": true}})",
-              Line("e", R"({"prompt": "long", "max_tokens": 100000})")});
+  WriteInput(
+      {Line("a", R"({"prompt": "In the beginning", "max_tokens": 4, "temperature": 0})"), "this is no JSON",
+       Line("b", R"({"prompt": [[0, 5], [0, 6]], "max_tokens": 3, "n": 2, "ignore_eos": true})"),
+       Line("c", R"({"prompt": "x", "top_p": 7})"),
+       R"({"custom_id": "d", "method": "POST", "url": "/v1/chat/completions",)"
+              R"( "body": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "logprobs": true}})",
+       Line("e", R"({"prompt": "long", "max_tokens": 100000})")});
   Outcome run = RunProgram(2, Arguments() + " --tp 2");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   auto results = ById();

@@ -27,7 +27,8 @@ void ExpectReference(const Layout& layout) {
     json::array ids = lines[i].at("prompt_ids").as_array();
     for (const json::value& id : lines[i].at("output_ids").as_array()) ids.push_back(id);
     EXPECT_EQ(ids, item.value().at("ids").as_array()) << "prompt: " << item.key();
-    EXPECT_EQ(std::string(item.key()) + std::string(lines[i].at("text").as_string()), item.value().at("text").as_string());
+    EXPECT_EQ(std::string(item.key()) + std::string(lines[i].at("text").as_string()),
+              item.value().at("text").as_string());
     ++i;
   }
 }

@@ -17,7 +17,8 @@ constexpr const char* kDemo = "generate --model launch/demo --dtype f32 --kv-dty
 std::string Ids(const json::value& line) { return json::serialize(line.at("output_ids")); }
 
 TEST(Generate, StreamsTextOfOnePrompt) {
-  Outcome run = RunProgram(1, std::string(kDemo) + "--prompt 'And God said' --temperature 0 --max-tokens 12 --stats --echo");
+  Outcome run =
+      RunProgram(1, std::string(kDemo) + "--prompt 'And God said' --temperature 0 --max-tokens 12 --stats --echo");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_EQ(run.out.rfind("And God said", 0), 0u) << run.out;
   EXPECT_THAT(run.out, HasSubstr("prefill: "));
@@ -30,7 +31,8 @@ TEST(Generate, StreamsTextOfOnePrompt) {
 }
 
 TEST(Generate, JsonHasIdsTextReasonAndTimings) {
-  Outcome run = RunProgram(1, std::string(kDemo) + "--prompt 'And God said' --max-tokens 5 --n 2 --logprobs 1 --ignore-eos --format json");
+  Outcome run = RunProgram(
+      1, std::string(kDemo) + "--prompt 'And God said' --max-tokens 5 --n 2 --logprobs 1 --ignore-eos --format json");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   auto lines = JsonLines(run.out);
   ASSERT_EQ(lines.size(), 1u);
@@ -44,20 +46,23 @@ TEST(Generate, JsonHasIdsTextReasonAndTimings) {
 }
 
 TEST(Generate, PromptsFileIdsAndChat) {
-  Outcome run = RunProgram(1, std::string(kDemo) + "--prompt-ids 0,5,6 --prompts-file .gitignore --max-tokens 3 --format json");
+  Outcome run =
+      RunProgram(1, std::string(kDemo) + "--prompt-ids 0,5,6 --prompts-file .gitignore --max-tokens 3 --format json");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   auto lines = JsonLines(run.out);
   ASSERT_GE(lines.size(), 2u);
   EXPECT_EQ(json::serialize(lines[0].at("prompt_ids")), "[0,5,6]");
   Outcome chat = RunProgram(1, std::string(kDemo) + "--chat --prompt Hello --max-tokens 3 --format json");
   ASSERT_EQ(chat.exit_code, 0) << chat.err;
-  Outcome rendered = RunProgram(1, std::string(kDemo) + "--prompt '<｜User｜>Hello<｜Assistant｜>' --max-tokens 3 --format json");
+  Outcome rendered =
+      RunProgram(1, std::string(kDemo) + "--prompt '<｜User｜>Hello<｜Assistant｜>' --max-tokens 3 --format json");
   EXPECT_EQ(json::serialize(JsonLines(chat.out)[0].at("prompt_ids")),
             json::serialize(JsonLines(rendered.out)[0].at("prompt_ids")));
 }
 
 TEST(Generate, StopStringEndsTheTextBeforeIt) {
-  std::string base = std::string(kDemo) + "--prompt '1 And it came to pass' --temperature 0 --max-tokens 40 --format json";
+  std::string base =
+      std::string(kDemo) + "--prompt '1 And it came to pass' --temperature 0 --max-tokens 40 --format json";
   auto whole = JsonLines(RunProgram(1, base).out).at(0);
   std::string text(whole.at("text").as_string());
   ASSERT_GT(text.size(), 20u);
@@ -90,8 +95,12 @@ TEST(Generate, SeedsGiveTheSameTokensOnEveryLayout) {
 
 TEST(Generate, IdleRanksTakePart) {
   // One sequence on two data parallel ranks: one of them has no tokens at any step.
-  Outcome one = RunProgram(1, "generate --model tests/golden/v3-tiny --dtype f32 --prompt-ids 3,1,4 --max-tokens 8 --temperature 0 --format json");
-  Outcome two = RunProgram(2, "generate --model tests/golden/v3-tiny --dtype f32 --dp 2 --prompt-ids 3,1,4 --max-tokens 8 --temperature 0 --format json");
+  Outcome one = RunProgram(1,
+                           "generate --model tests/golden/v3-tiny --dtype f32 --prompt-ids 3,1,4 --max-tokens 8 "
+                           "--temperature 0 --format json");
+  Outcome two = RunProgram(2,
+                           "generate --model tests/golden/v3-tiny --dtype f32 --dp 2 --prompt-ids 3,1,4 --max-tokens 8 "
+                           "--temperature 0 --format json");
   ASSERT_EQ(two.exit_code, 0) << two.err;
   EXPECT_EQ(Ids(JsonLines(one.out).at(0)), Ids(JsonLines(two.out).at(0)));
 }
@@ -112,21 +121,25 @@ TEST(Version, NamesTransportAndRanks) {
 
 TEST(Bench, ThroughputPrintsTheKnownLineAndJson) {
   TempFolder folder;
-  Outcome run = RunProgram(2, "bench throughput --model launch/demo --tp 2 --input-len 16 --output-len 4 --num-prompts 6 "
-                              "--output-json " + (folder / "result.json"));
+  Outcome run = RunProgram(2,
+                           "bench throughput --model launch/demo --tp 2 --input-len 16 --output-len 4 --num-prompts 6 "
+                           "--output-json " +
+                               (folder / "result.json"));
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_THAT(run.out, HasSubstr("Throughput: "));
   EXPECT_THAT(run.out, HasSubstr(" requests/s, "));
   EXPECT_THAT(run.out, HasSubstr("Total generated tokens: 24"));
   json::value result = JsonFile(folder / "result.json");
-  for (const char* key : {"elapsed_time", "num_requests", "total_num_tokens", "requests_per_second", "tokens_per_second"}) {
+  for (const char* key :
+       {"elapsed_time", "num_requests", "total_num_tokens", "requests_per_second", "tokens_per_second"}) {
     EXPECT_TRUE(result.as_object().contains(key)) << key;
   }
   EXPECT_EQ(result.at("total_num_tokens"), 6 * 20);
 }
 
 TEST(Bench, LatencyPrintsPercentiles) {
-  Outcome run = RunProgram(1, "bench latency --model launch/demo --input-len 8 --output-len 4 --num-iters 2 --batch-size 2");
+  Outcome run =
+      RunProgram(1, "bench latency --model launch/demo --input-len 8 --output-len 4 --num-iters 2 --batch-size 2");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_THAT(run.out, HasSubstr("Avg latency: "));
   EXPECT_THAT(run.out, HasSubstr("99% percentile latency: "));

@@ -61,10 +61,12 @@ Outcome RunProgram(int ranks, const std::string& arguments, int limit_seconds) {
 
 BackgroundProgram::BackgroundProgram(int ranks, const std::string& arguments) {
   static int number = 0;
-  std::string base = fmt::format("{}/latentmesh-{}-{}", std::filesystem::temp_directory_path().string(), getpid(), ++number);
+  std::string base =
+      fmt::format("{}/latentmesh-{}-{}", std::filesystem::temp_directory_path().string(), getpid(), ++number);
   out_file_ = base + ".out";
   err_file_ = base + ".err";
-  std::string command = fmt::format("exec {} > {} 2> {} < /dev/null", CommandLine(ranks, arguments), out_file_, err_file_);
+  std::string command =
+      fmt::format("exec {} > {} 2> {} < /dev/null", CommandLine(ranks, arguments), out_file_, err_file_);
   pid_ = fork();
   if (pid_ == 0) {
     execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);

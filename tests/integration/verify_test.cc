@@ -36,7 +36,8 @@ INSTANTIATE_TEST_SUITE_P(Goldens, Verify, testing::Combine(testing::ValuesIn(kLa
                          NameOf);
 
 TEST(VerifyFails, WhenTheReferenceIsAnotherModels) {
-  Outcome run = RunProgram(1, "verify --dtype f32 --model tests/golden/v2-tiny --expected tests/golden/v3-tiny/expected.safetensors");
+  Outcome run = RunProgram(
+      1, "verify --dtype f32 --model tests/golden/v2-tiny --expected tests/golden/v3-tiny/expected.safetensors");
   EXPECT_EQ(run.exit_code, 5) << run.out << run.err;
   EXPECT_EQ(run.Count("latentmesh: error:"), 1) << run.err;
   EXPECT_NE(run.out.find("FAILED"), std::string::npos);
@@ -62,7 +63,8 @@ TEST(VerifyForms, BF16StaysWithinItsBound) {
 }
 
 TEST(VerifyItself, ComparesFormsAndLayouts) {
-  Outcome run = RunProgram(4, "verify --dtype f32 --kv-dtype f32 --tp 2 --dp 2 --model tests/golden/v3-tiny --tokens 40");
+  Outcome run =
+      RunProgram(4, "verify --dtype f32 --kv-dtype f32 --tp 2 --dp 2 --model tests/golden/v3-tiny --tokens 40");
   EXPECT_EQ(run.exit_code, 0) << run.out << run.err;
   EXPECT_NE(run.out.find("absorbed against expanded"), std::string::npos) << run.out;
   EXPECT_NE(run.out.find("decode on the cache"), std::string::npos) << run.out;
