@@ -21,6 +21,8 @@ using boost::system::error_code;
 
 namespace {
 
+// Finished tokens must not wait behind the threads that compute the next ones. The thread needs little time.
+constexpr int kIoNice = -10;
 constexpr int kBacklog = 1024;
 constexpr auto kAcceptRetry = std::chrono::milliseconds(100);      // after running out of descriptors
 constexpr int kSweepEvery = 1024;  // connections accepted between two sweeps of the list
@@ -156,7 +158,10 @@ Status HttpServer::Start(HttpHandler handler,
   impl_->acceptor.listen(kBacklog, error);
   if (error) return IoError(fmt::format("cannot listen on port {}: {}", impl_->port, error.message()));
   impl_->Accept();
-  impl_->thread = std::thread([this] { impl_->io.run(); });
+  impl_->thread = std::thread([this] {
+    setpriority(PRIO_PROCESS, 0, kIoNice);     // of this thread alone; where it is not allowed, all stays as it was
+    impl_->io.run();
+  });
   return Status::Ok();
 }
 
