@@ -81,6 +81,7 @@ void CheckLlamaAttention(const ModelConfig& c, Checker& check) {
   check.Size("num_key_value_heads", c.num_key_value_heads, 1, 1 << 16);
   check.Require(c.num_key_value_heads < 1 || c.num_attention_heads % c.num_key_value_heads == 0, "num_key_value_heads",
                 c.num_key_value_heads, fmt::format("must divide num_attention_heads ({})", c.num_attention_heads));
+  check.Require(!c.mlp_bias, "mlp_bias", 1, "biases in the MLP are not supported; only checkpoints without them run");
 }
 
 void CheckGroups(const ModelConfig& c, Checker& check) {

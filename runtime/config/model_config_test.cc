@@ -127,6 +127,9 @@ TEST(ModelConfigTest, FieldsLeftOutTakeTheDefaultsOfHuggingFace) {
   EXPECT_THAT(v2.eos_token_ids, ElementsAre(2));
 
   const ModelConfig llama = ParseOrDie(kMinimalLlama);
+  std::string with_biases = kMinimalLlama;
+  with_biases.insert(with_biases.find('{') + 1, R"("mlp_bias": true, )");
+  EXPECT_NE(ParseModelConfig(with_biases, "config.json").status().message().find("mlp_bias"), std::string::npos);
   EXPECT_EQ(llama.num_key_value_heads, 8);
   EXPECT_EQ(llama.head_dim, 16);
   EXPECT_FALSE(llama.rope_interleave);

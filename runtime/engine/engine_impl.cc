@@ -164,6 +164,9 @@ bool EngineImpl::Step() {
     TraceSpan span("schedule");
     std::lock_guard lock(mutex_);
     step = scheduler_->Schedule();
+    for (const ScheduledSequence& entry : step.sequences)
+      if (auto found = live_.find(entry.request); found != live_.end() && found->second->output.times.first_scheduled == 0)
+        found->second->output.times.first_scheduled = Since(*found->second);
     if (step.empty() && scheduler_->HasWork())
       throw Error(StatusCode::kInternal, "the scheduler has requests but no step for them");
   }
@@ -222,7 +225,6 @@ void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vec
     const StepResult::Shard& shard = result.shards[static_cast<size_t>(entry.shard)];
     const SequenceStep& sequence =
         step.plan.shards[static_cast<size_t>(entry.shard)].sequences[static_cast<size_t>(entry.index)];
-    if (live.output.times.first_scheduled == 0) live.output.times.first_scheduled = Since(live);
     live.output.cached_tokens = std::min(live.output.cached_tokens + entry.cached, live.output.prompt_tokens);
     if (entry.prompt_rows > 0) ScorePrompt(entry, shard, live);
     size_t before = results.size();
