@@ -80,6 +80,8 @@ TEST(SamplingFlags, RefusesBadLogitBias) {
 
 TEST(ModelFlags, ResolvesAttentionAndRefusesDedicatedScheduler) {
   ModelFlags flags;
+  EXPECT_THAT(flags.Resolve().status().message(), HasSubstr("--model"));
+  flags.engine.model = "folder";
   flags.attention = "expanded";
   flags.no_prefix_caching = true;
   auto options = flags.Resolve();
