@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the commands of README.md's ```sh blocks: tests/integration/readme_commands.sh PROGRAM
 # `build/latentmesh` stands for PROGRAM. Blocks marked ```sh cluster need nodes, a scheduler or half an hour: of those
-# the latentmesh commands run through an equivalent mpirun on this machine with the demo model.
+# the latentmesh commands run through an equivalent mpirun on this machine with the demo model. In blocks marked
+# ```sh serve a server stays up for the commands that follow it, on a port of the test's own.
 set -uo pipefail
 program=$1
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -9,7 +10,8 @@ cd "$root" || exit 2
 source launch/lib.sh
 set_mpirun
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+server=
+trap 'stop_server; rm -rf "$work"' EXIT
 failures=0 count=0
 
 block() { awk -v fence="\`\`\`$1" '$0 == fence { on = 1; next } /^```/ { on = 0 } on' README.md; }
@@ -40,6 +42,38 @@ run() {
   fi
 }
 
+# Starts a server and waits until it answers; it ends by itself after two minutes.
+serve() {
+  stop_server
+  count=$((count + 1))
+  echo "\$ $1"
+  PROGRAM=$program RANKS=2 timeout 120 bash -c "exec $1" < /dev/null > "$work/server" 2>&1 &
+  server=$!
+  for _ in $(seq 300); do
+    (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null && return
+    kill -0 "$server" 2> /dev/null || break
+    sleep 0.2
+  done
+  echo "FAILED: $1 does not listen"
+  cat "$work/server"
+  failures=$((failures + 1))
+}
+stop_server() {
+  [ -n "$server" ] && kill -TERM "$server" 2> /dev/null && wait "$server" 2> /dev/null
+  server=
+}
+port=$((20000 + $$ % 20000))
+echo secret > "$work/key.txt"
+localize_serve() {
+  local command=${1//8000/$port}
+  command=${command//key.txt/$work/key.txt}
+  command=${command//--host 0.0.0.0/--host 127.0.0.1 --port $port}
+  case $command in
+    mpirun*) command=$(localize_cluster "${command//--tp 4 --dp 4/--tp 2 --dp 2}") ;;
+  esac
+  echo "$command"
+}
+
 echo '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "And", "max_tokens": 4}}' \
   > "$work/requests.jsonl"
 while IFS= read -r command; do
@@ -56,7 +90,16 @@ while IFS= read -r command; do
   esac
 done < <(block 'sh cluster')
 
-[ "$count" -ge 7 ] || { echo "FAILED: only $count commands were found in README.md"; failures=$((failures + 1)); }
+while IFS= read -r command; do
+  case $command in
+    *" serve "*) serve "$(localize_serve "$command")" ;;
+    curl*) if command -v curl > /dev/null; then run "$(localize_serve "$command") -f --max-time 60"; else echo "skipped: no curl"; fi ;;
+    ?*) echo "FAILED: no rule to try '$command'"; failures=$((failures + 1)) ;;
+  esac
+done < <(block 'sh serve')
+stop_server
+
+[ "$count" -ge 9 ] || { echo "FAILED: only $count commands were found in README.md"; failures=$((failures + 1)); }
 [ -s "$work/results.jsonl" ] || { echo "FAILED: batch wrote no results"; failures=$((failures + 1)); }
 echo "$count commands of README.md, $failures failures"
 exit "$failures"
