@@ -54,7 +54,6 @@ struct SpeculationStats {
   int64_t verifications = 0;     // sequence steps that carried drafts
   int64_t drafts = 0;            // tokens proposed
   int64_t accepted = 0;          // of those
-  int64_t emitted = 0;           // tokens those sequence steps gave: accepted + one each
 };
 
 }  // namespace latentmesh

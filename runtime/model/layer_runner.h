@@ -23,8 +23,6 @@ class LayerRunner {
   TensorView Run(const LayerWeights& w, MoeLayer* moe, const CacheView& cache, const StepBatch& batch, const TensorView& x,
                  const TensorView& pending);
 
-  const TensorView& normed() const { return h_; }   // [max_tokens, hidden] scratch between layers
-
  private:
   void FeedForward(const LayerWeights& w, MoeLayer* moe, const TensorView& h, const TensorView& delta);
   void RoutedExperts(MoeLayer& moe, const TensorView& h, const TensorView& delta);
