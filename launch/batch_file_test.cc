@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <boost/json.hpp>
 #include <filesystem>
@@ -62,7 +63,7 @@ class ResultFileTest : public testing::Test {
  protected:
   void TearDown() override { std::filesystem::remove(path_); }
   std::string Text() { return *ReadFile(path_); }
-  std::string path_ = testing::TempDir() + "/result_file_test.jsonl";
+  std::string path_ = testing::TempDir() + "/result_file_test" + std::to_string(getpid()) + ".jsonl";
 };
 
 TEST_F(ResultFileTest, AppendsAndRemembers) {

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -20,7 +21,7 @@ class GenerationDefaults : public testing::Test {
     ASSERT_TRUE(WriteFile(folder_ + "/generation_config.json", json).ok());
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string folder_ = testing::TempDir() + "/generation_defaults_test";
+  std::string folder_ = testing::TempDir() + "/generation_defaults_test" + std::to_string(getpid());
 };
 
 TEST_F(GenerationDefaults, MissingFileChangesNothing) {

@@ -1,6 +1,7 @@
 #include "parallel/flight_record.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -18,7 +19,7 @@ std::string ReadTrimmed(const std::string& path) {
 TEST(FlightRecord, HoldsTheLatestPlaceInAFileOfOneLine) {
   RecordFlight(1, "goes nowhere before a record is open");
   EXPECT_EQ(OpenFlightRecord("/nonexistent/record").code(), StatusCode::kIo);
-  std::string path = testing::TempDir() + "/flight_record_test";
+  std::string path = testing::TempDir() + "/flight_record_test" + std::to_string(getpid());
   ASSERT_TRUE(OpenFlightRecord(path).ok());
   EXPECT_EQ(ReadTrimmed(path), "starting");
   RecordFlight(17, "expert dispatch and combine");

@@ -90,7 +90,7 @@ TEST(LocalCommunicator, CountsTraffic) {
 }
 
 TEST(LocalCommunicator, MissingRankPassesTheDeadlineAndIsNamed) {
-  auto group = CreateLocalGroup("tp", 3, milliseconds(100));
+  auto group = CreateLocalGroup("tp", 3, milliseconds(1500));
   std::atomic<int> failed{0};
   Error error = ExpectError([&] {
     RunLocalRanks(3, [&](int rank) {

@@ -1,6 +1,7 @@
 #include "runtime/text/tokenizer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -194,7 +195,7 @@ TEST(TokenizerTest, ChatTemplateForms) {
 }
 
 TEST(TokenizerTest, TemplateFileWins) {
-  const std::string folder = testing::TempDir() + "/tokenizer_template_file";
+  const std::string folder = testing::TempDir() + "/tokenizer_template_file" + std::to_string(getpid());
   std::filesystem::create_directories(folder);
   std::ofstream(folder + "/tokenizer.json") << SmallModel("");
   std::ofstream(folder + "/tokenizer_config.json") << R"({"chat_template": "x"})";

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include <gmock/gmock.h>
+#include <unistd.h>
 #include <gtest/gtest.h>
 
 #include "runtime/engine/balancer_command.h"
@@ -116,7 +117,7 @@ TEST(BalanceCommand, SurvivesItsEncoding) {
 
 // One process a rank, every kind of span, spans of a rank nested or apart but never crossing, and no wait in the future.
 TEST(Timeline, IsValidJsonWithATrackForEachRank) {
-  std::string path = testing::TempDir() + "/timeline.json", folder = "tests/golden/v3-tiny";
+  std::string path = testing::TempDir() + "/timeline" + std::to_string(getpid()) + ".json", folder = "tests/golden/v3-tiny";
   GreedyGolden golden(folder);
   EngineOptions options = BalanceOptions(folder, 2, 2);
   options.trace = path;

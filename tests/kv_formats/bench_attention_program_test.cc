@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include <boost/json.hpp>
+#include <unistd.h>
 #include <gtest/gtest.h>
 
 namespace latentmesh {
@@ -23,7 +24,7 @@ int RunBench(const std::string& arguments) {
 }
 
 TEST(BenchAttentionProgram, WritesTableJsonAndPage) {
-  const std::string base = testing::TempDir() + "bench_attention";
+  const std::string base = testing::TempDir() + "bench_attention" + std::to_string(getpid());
   ASSERT_EQ(RunBench("--heads 6 --hidden 192 --kv-lora-rank 80 --nope 40 --rope 24 --v-head-dim 56 --contexts 64,300 "
                      "--batches 1,2 "
                      "--memory 50MB --seconds 1 --fit tests/golden/llama-mha --json " +
