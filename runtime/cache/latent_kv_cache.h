@@ -2,7 +2,9 @@
 // the scheduler's business.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/device.h"
@@ -32,7 +34,20 @@ class LatentKvCache {
   // Layer index within this rank.
   const CacheView& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
 
+  // One block of one layer, on the device: [block_size, record].
+  struct Slice {
+    char* data = nullptr;
+    size_t bytes = 0;
+  };
+  Slice SliceOf(int64_t layer, int32_t block) const;
+
+  // A block of all this rank's layers, one after the other, in the stored format: shape().BytesPerBlock() bytes of host
+  // memory. Both wait for the work queued on `stream` before, so `to` is filled and `from` free to be reused on return.
+  void ExportBlock(int32_t block, std::span<char> to, Stream& stream) const;
+  void ImportBlock(int32_t block, std::span<const char> from, Stream& stream);
+
  private:
+  Device& device_;
   CacheShape shape_;
   Buffer memory_;
   std::vector<CacheView> layers_;
