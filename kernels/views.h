@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/dtype.h"
+#include "kernels/packed_weights.h"
 #include "kernels/tensor.h"
 
 namespace latentmesh {
@@ -12,8 +13,9 @@ namespace latentmesh {
 // FP8 weights carry DeepSeek's block scales (`weight_scale_inv`, DeepSeek-V3 report section 3.3):
 //   W[i][j] = decode(data[i][j]) * scales[((i + row_offset) / block_rows) * scale_cols + (j + col_offset) / block_cols]
 // The offsets let a tensor-parallel slice start inside a block.
+// Packed weights (packed_bits 8 or 4; CPU only) lie as packed_weights.h says, scales included.
 struct WeightView {
-  DType dtype = DType::kF32;          // kF32, kBF16, kF16 or kF8E4M3 (scales required)
+  DType dtype = DType::kF32;          // kF32, kBF16, kF16 or kF8E4M3 (scales required); packed: kU8
   const void* data = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -23,7 +25,10 @@ struct WeightView {
   int32_t block_cols = 0;
   int32_t row_offset = 0;             // position of data[0][0] within its block
   int32_t col_offset = 0;
+  int32_t packed_bits = 0;            // 8 or 4; 0: row-major as above
 
+  bool packed() const { return packed_bits != 0; }
+  PackedShape packed_shape() const { return {rows, cols, packed_bits}; }
   bool empty() const { return rows == 0 || cols == 0; }
 };
 

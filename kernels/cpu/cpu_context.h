@@ -10,7 +10,7 @@
 namespace latentmesh {
 
 // Scratch areas that one operation may use at the same time.
-enum class ScratchSlot { kInput, kOutput, kThreads, kPartial, kCount };
+enum class ScratchSlot { kInput, kOutput, kThreads, kPartial, kGroups, kCount };
 
 class CpuContext {
  public:

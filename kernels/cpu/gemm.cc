@@ -24,21 +24,20 @@ void ForBlocks(CpuContext& context, int64_t tokens, const WeightView& w, Body bo
 }  // namespace
 
 void Gemm(CpuContext& context, const GemmParams& p) {
-  const FloatRows x = ReadFloatRows(context, p.x);
+  const ProductInput x = ReadProductInput(context, p.x, p.w);
   FloatOutput out(context, p.out, p.accumulate);
   const FloatRows rows = out.rows();
   const auto scratch = context.ThreadScratch(kProductScratch);
   const float* bias = p.bias.data != nullptr ? p.bias.f32() : nullptr;
   ForBlocks(context, p.x.rows(), p.w, [&](int64_t token, int64_t tokens, int64_t row, int64_t end, int thread) {
-    MultiplyRows({x.data + token * x.stride, x.stride, tokens, p.w, bias, rows.data + token * rows.stride, rows.stride,
-                  p.accumulate},
-                 row, end, scratch.Of(thread));
+    MultiplyRows({x.From(token), tokens, p.w, bias, rows.data + token * rows.stride, rows.stride, p.accumulate}, row,
+                 end, scratch.Of(thread));
   });
   out.Finish();
 }
 
 void GateUp(CpuContext& context, const GateUpParams& p) {
-  const FloatRows x = ReadFloatRows(context, p.x);
+  const ProductInput x = ReadProductInput(context, p.x, p.gate);
   FloatOutput out(context, p.out, false);
   const FloatRows rows = out.rows();
   const int64_t tile = kProductTokens * 64;
@@ -46,10 +45,9 @@ void GateUp(CpuContext& context, const GateUpParams& p) {
   ForBlocks(context, p.x.rows(), p.gate, [&](int64_t token, int64_t tokens, int64_t row, int64_t end, int thread) {
     float* gate = scratch.Of(thread) + kProductScratch;
     float* up = rows.data + token * rows.stride;
-    const float* tokens_x = x.data + token * x.stride;
     const int64_t cols = end - row;
-    MultiplyRows({tokens_x, x.stride, tokens, p.gate, nullptr, gate - row, cols, false}, row, end, scratch.Of(thread));
-    MultiplyRows({tokens_x, x.stride, tokens, p.up, nullptr, up, rows.stride, false}, row, end, scratch.Of(thread));
+    MultiplyRows({x.From(token), tokens, p.gate, nullptr, gate - row, cols, false}, row, end, scratch.Of(thread));
+    MultiplyRows({x.From(token), tokens, p.up, nullptr, up, rows.stride, false}, row, end, scratch.Of(thread));
     for (int64_t t = 0; t < tokens; ++t) {
       float* result = up + t * rows.stride + row;
       Kernels().silu_times(gate + t * cols, result, result, cols);

@@ -31,22 +31,22 @@ std::vector<Item> MakeItems(const int32_t* offsets, int32_t experts, const Weigh
 }  // namespace
 
 void GroupedGemm(CpuContext& context, const GroupedGemmParams& p) {
-  const FloatRows x = ReadFloatRows(context, p.x);
+  const ProductInput x = ReadProductInput(context, p.x, p.w.first);
   FloatOutput out(context, p.out, false);
   const FloatRows rows = out.rows();
   const auto scratch = context.ThreadScratch(kProductScratch);
   const std::vector<Item> items = MakeItems(p.offsets, p.w.count, p.w.first);
   context.pool().ParallelFor(static_cast<int64_t>(items.size()), 1, [&](int64_t begin, int64_t, int thread) {
     const Item& item = items[begin];
-    MultiplyRows({x.data + item.token * x.stride, x.stride, item.tokens, p.w.At(item.expert), nullptr,
-                  rows.data + item.token * rows.stride, rows.stride, false},
+    MultiplyRows({x.From(item.token), item.tokens, p.w.At(item.expert), nullptr, rows.data + item.token * rows.stride,
+                  rows.stride, false},
                  item.row, item.end, scratch.Of(thread));
   });
   out.Finish();
 }
 
 void GroupedGateUp(CpuContext& context, const GroupedGateUpParams& p) {
-  const FloatRows x = ReadFloatRows(context, p.x);
+  const ProductInput x = ReadProductInput(context, p.x, p.gate.first);
   FloatOutput out(context, p.out, false);
   const FloatRows rows = out.rows();
   const auto scratch = context.ThreadScratch(kProductScratch + kProductTokens * 64);
@@ -56,11 +56,11 @@ void GroupedGateUp(CpuContext& context, const GroupedGateUpParams& p) {
     const int64_t cols = item.end - item.row;
     float* gate = scratch.Of(thread) + kProductScratch;
     float* up = rows.data + item.token * rows.stride;
-    const float* tokens_x = x.data + item.token * x.stride;
-    MultiplyRows({tokens_x, x.stride, item.tokens, p.gate.At(item.expert), nullptr, gate - item.row, cols, false},
-                 item.row, item.end, scratch.Of(thread));
-    MultiplyRows({tokens_x, x.stride, item.tokens, p.up.At(item.expert), nullptr, up, rows.stride, false}, item.row,
-                 item.end, scratch.Of(thread));
+    const ProductInput in = x.From(item.token);
+    MultiplyRows({in, item.tokens, p.gate.At(item.expert), nullptr, gate - item.row, cols, false}, item.row, item.end,
+                 scratch.Of(thread));
+    MultiplyRows({in, item.tokens, p.up.At(item.expert), nullptr, up, rows.stride, false}, item.row, item.end,
+                 scratch.Of(thread));
     for (int64_t t = 0; t < item.tokens; ++t) {
       float* result = up + t * rows.stride + item.row;
       Kernels().silu_times(gate + t * cols, result, result, cols);

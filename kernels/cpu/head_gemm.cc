@@ -31,7 +31,7 @@ void MultiplyTransposed(const HeadGemmParams& p, int64_t head, int64_t token, in
 
 void MultiplyHead(const HeadGemmParams& p, int64_t head, int64_t token, int64_t tokens, int64_t begin, int64_t end,
                   float* scratch) {
-  MultiplyRows({p.x.f32(token, head), p.x.token_stride, tokens, HeadRows(p, head), nullptr, p.out.f32(token, head),
+  MultiplyRows({{p.x.f32(token, head), p.x.token_stride}, tokens, HeadRows(p, head), nullptr, p.out.f32(token, head),
                 p.out.token_stride, false},
                begin, end, scratch);
 }

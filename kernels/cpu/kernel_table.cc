@@ -2,12 +2,21 @@
 
 #include <atomic>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace latentmesh {
 namespace {
 
 #if defined(__x86_64__)
 bool RunsAvx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+// Not every compiler's __builtin_cpu_supports knows the name: bit 4 of EAX of leaf 7.1.
+bool RunsAvxVnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return RunsAvx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
 bool RunsAvx512() {
   return RunsAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -16,15 +25,17 @@ bool RunsAvx512() {
 }
 #else
 bool RunsAvx2() { return false; }
+bool RunsAvxVnni() { return false; }
 bool RunsAvx512() { return false; }
 #endif
 
 struct Runnable {
-  const KernelTable* tables[3];
+  const KernelTable* tables[4];
   int count = 0;
   Runnable() {
     tables[count++] = &PortableKernels();
     if (RunsAvx2() && Avx2Kernels() != nullptr) tables[count++] = Avx2Kernels();
+    if (RunsAvxVnni() && AvxVnniKernels() != nullptr) tables[count++] = AvxVnniKernels();
     if (RunsAvx512() && Avx512Kernels() != nullptr) tables[count++] = Avx512Kernels();
   }
 };

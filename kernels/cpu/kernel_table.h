@@ -60,6 +60,26 @@ struct PackArgs {
 };
 constexpr int64_t kPanelCols = 32;
 
+// 32 numbers of a token as bytes: x[i] = scale * level[i].
+struct ActivationGroup {
+  int8_t level[32];
+  float scale;
+  int32_t zero_sum[2];  // -128 and -8 times the sum of the levels: what codes that are off by their zero add too much
+};
+
+// out[t][n] (+)= x[t] . w[n] with packed weights (packed_weights.h); the first row begins a panel.
+struct PackedDotArgs {
+  const ActivationGroup* x;  // [tokens, groups]
+  int64_t tokens;
+  const uint8_t* panels;
+  int64_t panel_bytes;
+  int64_t groups;
+  int64_t rows;
+  float* out;
+  int64_t out_stride;
+  bool accumulate;
+};
+
 // One block of an online softmax (FlashAttention, Dao et al. 2022, algorithm 1) for up to kTileRows rows side by side.
 // scores [keys][kTileRows] become exp(scale * score - new maximum), 0 for keys at and after a row's limit; `largest`
 // and `sum` are updated, `rescale` is what earlier sums must be multiplied with.
@@ -83,6 +103,10 @@ struct KernelTable {
   void (*outer[kWeightKinds - 1])(const OuterArgs&);  // no block scales
   void (*outer_transposed)(const OuterArgs&);         // float b
   void (*pack[kWeightKinds])(const PackArgs&);
+  // [n] numbers as groups, the last one filled with zeros. A group that holds NaN or infinity gets the scale NaN.
+  void (*to_groups)(const float* x, int64_t n, ActivationGroup* groups);
+  void (*packed_dot8)(const PackedDotArgs&);
+  void (*packed_dot4)(const PackedDotArgs&);
   void (*softmax)(const SoftmaxArgs&);
   void (*to_float[kWeightKinds])(const void* source, float* target, int64_t n, float scale);
   // Decodes a multiple of the vector length, up to n numbers of packed 6-bit codes, and returns how many.
@@ -100,6 +124,7 @@ struct KernelTable {
 
 const KernelTable& PortableKernels();
 const KernelTable* Avx2Kernels();  // nullptr when this build has none
+const KernelTable* AvxVnniKernels();
 const KernelTable* Avx512Kernels();
 
 // The best table this machine can run; SetKernels forces one (tests). Not thread-safe against running operations.

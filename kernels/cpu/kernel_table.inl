@@ -1,11 +1,13 @@
 // All kernels of one instruction set. The including file has included its simd_*.h and defines LM_ISA, the namespace,
 // and LM_ISA_NAME.
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/packed_weights.h"
 
 namespace latentmesh::LM_ISA {
 
 #include "kernels/cpu/dot_kernels.inl"
 #include "kernels/cpu/outer_kernels.inl"
+#include "kernels/cpu/packed_kernels.inl"
 #include "kernels/cpu/vector_kernels.inl"
 
 static const KernelTable kTable = {
@@ -16,6 +18,9 @@ static const KernelTable kTable = {
     {Outer<float, false>, Outer<Bf16, false>, Outer<F16, false>},
     Outer<float, true>,
     {Pack<float>, Pack<Bf16>, Pack<F16>, Pack<F8>},
+    ToGroups,
+    PackedDot<8>,
+    PackedDot<4>,
     SoftmaxBlock,
     {ToFloat<float>, ToFloat<Bf16>, ToFloat<F16>, ToFloat<F8>},
     SixBitToFloat,

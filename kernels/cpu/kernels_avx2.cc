@@ -2,9 +2,9 @@
 #include "kernels/cpu/kernel_table.h"
 
 #ifdef __AVX2__
-#include "kernels/cpu/simd_avx2.h"
 #define LM_ISA avx2
 #define LM_ISA_NAME "avx2"
+#include "kernels/cpu/simd_avx2.h"
 #include "kernels/cpu/kernel_table.inl"
 
 namespace latentmesh {

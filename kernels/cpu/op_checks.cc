@@ -15,6 +15,10 @@ std::string Shape(const HeadsView& h) {
 }
 
 void CheckWeight(const WeightView& w) {
+  if (w.packed()) {
+    LM_CHECK_MSG(w.dtype == DType::kU8 && (w.packed_bits == 8 || w.packed_bits == 4), Shape(w));
+    return;
+  }
   const bool plain = w.dtype == DType::kF32 || w.dtype == DType::kBF16 || w.dtype == DType::kF16;
   LM_CHECK_MSG(plain || w.dtype == DType::kF8E4M3, Shape(w));
   LM_CHECK_MSG((w.dtype == DType::kF8E4M3) == (w.scales != nullptr),
@@ -61,7 +65,7 @@ void CheckParams(const GemmParams& p) {
 
 void CheckParams(const HeadGemmParams& p) {
   CheckWeight(p.w);
-  LM_CHECK_MSG(p.w.scales == nullptr, "HeadGemm takes unquantised weights");
+  LM_CHECK_MSG(p.w.scales == nullptr && !p.w.packed(), "HeadGemm takes unquantised weights");
   CheckSame(p.x, p.out);
   LM_CHECK_MSG(p.w.rows >= p.x.heads * p.rows_per_head && p.row_begin + p.row_count <= p.rows_per_head, Shape(p.w));
   LM_CHECK_MSG(p.x.dim == (p.transpose ? p.row_count : p.w.cols), Shape(p.x));

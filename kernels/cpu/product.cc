@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kSlab = kProductScratch / kPanelCols;  // columns of a panel: it stays in the first-level cache
 constexpr int64_t kDotBytes = 64 << 10;                  // weight bytes of one work item
+constexpr int64_t kPackedBytes = 128 << 10;              // the same of packed weights
 
 WeightRows RowsFrom(const WeightView& w, int64_t row, int64_t col) {
   const char* data = static_cast<const char*>(w.data) + (row * w.cols + col) * static_cast<int64_t>(DTypeSize(w.dtype));
@@ -25,7 +26,7 @@ void StartWithBias(const Product& p, int64_t begin, int64_t end) {
 }
 
 void MultiplyByDots(const Product& p, int64_t begin, int64_t end, bool accumulate) {
-  Kernels().dot[static_cast<int>(KindOf(p.w.dtype))]({p.x, p.x_stride, p.tokens, RowsFrom(p.w, begin, 0), end - begin,
+  Kernels().dot[static_cast<int>(KindOf(p.w.dtype))]({p.input.x, p.input.x_stride, p.tokens, RowsFrom(p.w, begin, 0), end - begin,
                                                       p.w.cols, p.out + begin, p.out_stride, accumulate});
 }
 
@@ -34,12 +35,43 @@ void MultiplyPanel(const Product& p, int64_t begin, int64_t rows, bool accumulat
   for (int64_t col = 0; col < p.w.cols; col += kSlab) {
     const int64_t k = std::min(kSlab, p.w.cols - col);
     kernels.pack[static_cast<int>(KindOf(p.w.dtype))]({RowsFrom(p.w, begin, col), rows, k, panel});
-    kernels.outer[0]({p.x + col, p.x_stride, panel, kPanelCols, p.out + begin, p.out_stride, p.tokens, rows, k,
+    kernels.outer[0]({p.input.x + col, p.input.x_stride, panel, kPanelCols, p.out + begin, p.out_stride, p.tokens, rows, k,
                       accumulate || col > 0});
   }
 }
 
+void MultiplyPacked(const Product& p, int64_t begin, int64_t end, bool accumulate) {
+  const PackedShape shape = p.w.packed_shape();
+  const auto* panels = static_cast<const uint8_t*>(p.w.data) + begin / kPackedRows * shape.panel_bytes();
+  const auto dot = shape.bits == 8 ? Kernels().packed_dot8 : Kernels().packed_dot4;
+  dot({p.input.groups, p.tokens, panels, shape.panel_bytes(), shape.groups(), end - begin, p.out + begin, p.out_stride,
+       accumulate});
+}
+
+constexpr int64_t kInlineNumbers = 1 << 15;  // fewer are not worth a parallel loop
+
 }  // namespace
+
+ProductInput ReadProductInput(CpuContext& context, const TensorView& x, const WeightView& w) {
+  const FloatRows rows = ReadFloatRows(context, x);
+  ProductInput input{rows.data, rows.stride};
+  if (!w.packed()) return input;
+  input.group_stride = w.packed_shape().groups();
+  const int64_t count = x.rows(), bytes = count * input.group_stride * static_cast<int64_t>(sizeof(ActivationGroup));
+  auto* groups = reinterpret_cast<ActivationGroup*>(context.Scratch(ScratchSlot::kGroups, (bytes + 3) / 4));
+  input.groups = groups;
+  auto convert = [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      Kernels().to_groups(rows.data + t * rows.stride, x.cols(), groups + t * input.group_stride);
+    }
+  };
+  if (x.size() <= kInlineNumbers) {
+    convert(0, count, 0);
+  } else {
+    context.pool().ParallelFor(count, RowGrain(x.cols()), convert);
+  }
+  return input;
+}
 
 WeightKind KindOf(DType dtype) {
   switch (dtype) {
@@ -58,6 +90,7 @@ void MultiplyRows(const Product& p, int64_t begin, int64_t end, float* scratch) 
     StartWithBias(p, begin, end);
     accumulate = true;
   }
+  if (p.w.packed()) return MultiplyPacked(p, begin, end, accumulate);
   // An empty sum has no slab to write it.
   if (p.tokens <= Kernels().dot_tokens || p.w.cols == 0) return MultiplyByDots(p, begin, end, accumulate);
   for (int64_t row = begin; row < end; row += kPanelCols) {
@@ -66,6 +99,11 @@ void MultiplyRows(const Product& p, int64_t begin, int64_t end, float* scratch) 
 }
 
 int64_t ProductRowGrain(int64_t tokens, const WeightView& w) {
+  if (w.packed()) {
+    const PackedShape shape = w.packed_shape();
+    const int64_t panels = kPackedBytes / std::max<int64_t>(1, shape.panel_bytes() * std::max<int64_t>(1, tokens / 4));
+    return std::clamp<int64_t>(panels, 2, 4) * kPackedRows;
+  }
   if (tokens > Kernels().dot_tokens) return kPanelCols;
   const int64_t row_bytes = std::max<int64_t>(1, w.cols * static_cast<int64_t>(DTypeSize(w.dtype)) * tokens);
   return std::clamp<int64_t>(kDotBytes / row_bytes / 4 * 4, 4, 64);

@@ -2,14 +2,28 @@
 // through dot products; many tokens work on panels of 32 weight rows dequantised into scratch.
 #pragma once
 
+#include "kernels/cpu/cpu_context.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/views.h"
 
 namespace latentmesh {
 
+// The left side: f32 rows, or their groups where the weights are packed.
+struct ProductInput {
+  const float* x = nullptr;  // [tokens, cols]
+  int64_t x_stride = 0;
+  const ActivationGroup* groups = nullptr;  // [tokens, group_stride]
+  int64_t group_stride = 0;
+
+  ProductInput From(int64_t token) const {
+    return {x + token * x_stride, x_stride, groups == nullptr ? nullptr : groups + token * group_stride, group_stride};
+  }
+};
+// x, in scratch where it must be converted; valid until the context's next operation.
+ProductInput ReadProductInput(CpuContext& context, const TensorView& x, const WeightView& w);
+
 struct Product {
-  const float* x;  // [tokens, w.cols]
-  int64_t x_stride;
+  ProductInput input;
   int64_t tokens;
   WeightView w;
   const float* bias;  // [w.rows] or nullptr
@@ -20,7 +34,7 @@ struct Product {
 
 constexpr int64_t kProductScratch = 256 * kPanelCols;  // floats
 
-// Columns [begin, end) of the result, for all tokens.
+// Columns [begin, end) of the result, for all tokens; of packed weights `begin` is the first row of a panel.
 void MultiplyRows(const Product& p, int64_t begin, int64_t end, float* scratch);
 
 // Weight rows of one work item and tokens of one work item, for a parallel loop over products.

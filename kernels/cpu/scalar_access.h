@@ -40,6 +40,7 @@ inline void SetAt(const HeadsView& h, int64_t token, int64_t head, int64_t i, fl
 
 // One weight, dequantised exactly: decode times scale, rounded once to f32.
 inline float WeightAt(const WeightView& w, int64_t row, int64_t col) {
+  if (w.packed()) return PackedWeightAt(w.data, w.packed_shape(), row, col);
   const float value = LoadNumber(w.data, w.dtype, row * w.cols + col);
   if (w.scales == nullptr) return value;
   return value * w.scales[(row + w.row_offset) / w.block_rows * w.scale_cols + (col + w.col_offset) / w.block_cols];

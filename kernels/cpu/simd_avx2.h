@@ -1,4 +1,4 @@
-// Vectors of 8 floats with AVX2, FMA and F16C; see simd_portable.h.
+// Vectors of 8 floats with AVX2, FMA and F16C, and byte products of AVX-VNNI where compiled for it; see simd_portable.h.
 #pragma once
 
 #include <immintrin.h>
@@ -8,7 +8,7 @@
 
 #include "kernels/cpu/weight_types.h"
 
-namespace latentmesh::avx2 {
+namespace latentmesh::LM_ISA {
 
 struct Vec {
   __m256 v;
@@ -96,6 +96,59 @@ static inline Vec EvenBf16(Vec pairs) {
 static inline Vec OddBf16(Vec pairs) {
   return {_mm256_and_ps(pairs.v, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
 }
+// See simd_portable.h. Without VNNI products of two bytes meet in 16 bits: code - 128 with its sign moved to the token
+// keeps them below 2^15, where code itself would not.
+struct IntVec {
+  __m256i v;
+};
+struct ByteVec {
+  __m256i v;
+};
+constexpr int kPackedTileRows = 16;
+constexpr int kPackedTileTokens = 3;
+static inline IntVec SetInt(int32_t x) { return {_mm256_set1_epi32(x)}; }
+static inline ByteVec LoadBytes(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+}
+static inline ByteVec LowNibbles(ByteVec a) { return {_mm256_and_si256(a.v, _mm256_set1_epi8(15))}; }
+static inline ByteVec HighNibbles(ByteVec a) {
+  return {_mm256_and_si256(_mm256_srli_epi16(a.v, 4), _mm256_set1_epi8(15))};
+}
+static inline __m256i FourOf(const int8_t* x4) {
+  int32_t four;
+  std::memcpy(&four, x4, 4);
+  return _mm256_set1_epi32(four);
+}
+#ifdef __AVXVNNI__
+constexpr bool kBytesWithZero = true;
+static inline IntVec DotBytes(IntVec acc, ByteVec w, const int8_t* x4) {
+  return {_mm256_dpbusd_avx_epi32(acc.v, w.v, FourOf(x4))};
+}
+static inline IntVec DotNibbles(IntVec acc, ByteVec w, const int8_t* x4) { return DotBytes(acc, w, x4); }
+#else
+constexpr bool kBytesWithZero = false;
+static inline IntVec AddPairs(IntVec acc, __m256i pairs) {
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+static inline IntVec DotBytes(IntVec acc, ByteVec w, const int8_t* x4) {
+  const __m256i level = _mm256_xor_si256(w.v, _mm256_set1_epi8(static_cast<char>(0x80)));
+  return AddPairs(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(level), _mm256_sign_epi8(FourOf(x4), level)));
+}
+static inline IntVec DotNibbles(IntVec acc, ByteVec w, const int8_t* x4) {
+  return AddPairs(acc, _mm256_maddubs_epi16(w.v, FourOf(x4)));
+}
+#endif
+static inline Vec FromInt(IntVec a) { return {_mm256_cvtepi32_ps(a.v)}; }
+static inline void StoreBytes(int8_t* p, Vec a) {
+  const __m256i numbers = _mm256_cvtps_epi32(a.v);
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
+}
+static inline float ReduceMax(Vec a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 static inline float ReduceAdd(Vec a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -119,4 +172,4 @@ static inline void Transpose(Vec (&r)[kLanes]) {
   }
 }
 
-}  // namespace latentmesh::avx2
+}  // namespace latentmesh::LM_ISA

@@ -95,6 +95,33 @@ static inline Vec OddBf16(Vec pairs) {
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs.v), high))};
 }
+// See simd_portable.h.
+struct IntVec {
+  __m512i v;
+};
+struct ByteVec {
+  __m512i v;
+};
+constexpr bool kBytesWithZero = true;
+constexpr int kPackedTileRows = 32;
+constexpr int kPackedTileTokens = 6;
+static inline IntVec SetInt(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline ByteVec LoadBytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline ByteVec LowNibbles(ByteVec a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+static inline ByteVec HighNibbles(ByteVec a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+static inline IntVec DotBytes(IntVec acc, ByteVec w, const int8_t* x4) {
+  int32_t four;
+  std::memcpy(&four, x4, 4);
+  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
+}
+static inline IntVec DotNibbles(IntVec acc, ByteVec w, const int8_t* x4) { return DotBytes(acc, w, x4); }
+static inline Vec FromInt(IntVec a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline void StoreBytes(int8_t* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+static inline float ReduceMax(Vec a) { return _mm512_reduce_max_ps(a.v); }
 static inline float ReduceAdd(Vec a) {
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));

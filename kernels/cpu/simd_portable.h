@@ -94,6 +94,46 @@ static inline Vec Round(Vec x) {
 // A vector of pairs of bf16: the even ones (low halves) and the odd ones as floats.
 static inline Vec EvenBf16(Vec pairs) { return {(Float4)((UInt4)pairs.v << 16)}; }
 static inline Vec OddBf16(Vec pairs) { return {(Float4)((UInt4)pairs.v & 0xffff0000u)}; }
+// Sums of products of bytes: each 32-bit lane holds four of a row, x4 the four of a token that all rows meet.
+// DotBytes takes 8-bit codes, DotNibbles numbers from 0 to 15. The result of DotBytes is that of the codes themselves
+// where kBytesWithZero, so that `zero` times the token's sum is still to be taken off, and of code - 128 elsewhere.
+struct IntVec {
+  Int4 v;
+};
+struct ByteVec {
+  uint8_t b[16];
+};
+constexpr bool kBytesWithZero = true;
+constexpr int kPackedTileRows = 16;  // register tile of the packed products: kPackedTileRows x kPackedTileTokens
+constexpr int kPackedTileTokens = 1;
+static inline IntVec SetInt(int32_t x) { return {Int4{x, x, x, x}}; }
+static inline ByteVec LoadBytes(const uint8_t* p) {
+  ByteVec r;
+  std::memcpy(r.b, p, sizeof r.b);
+  return r;
+}
+static inline ByteVec LowNibbles(ByteVec a) {
+  for (uint8_t& b : a.b) b &= 15;
+  return a;
+}
+static inline ByteVec HighNibbles(ByteVec a) {
+  for (uint8_t& b : a.b) b >>= 4;
+  return a;
+}
+static inline IntVec DotBytes(IntVec acc, ByteVec w, const int8_t* x4) {
+  for (int i = 0; i < 16; ++i) acc.v[i / 4] += static_cast<int32_t>(w.b[i]) * x4[i % 4];
+  return acc;
+}
+static inline IntVec DotNibbles(IntVec acc, ByteVec w, const int8_t* x4) { return DotBytes(acc, w, x4); }
+static inline Vec FromInt(IntVec a) { return {__builtin_convertvector(a.v, Float4)}; }
+// Whole numbers from -127 to 127.
+static inline void StoreBytes(int8_t* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
+static inline float ReduceMax(Vec a) {
+  const float low = a.v[0] > a.v[1] ? a.v[0] : a.v[1], high = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
+  return low > high ? low : high;
+}
 static inline float ReduceAdd(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 static inline void Transpose(Vec (&r)[kLanes]) {
   Vec t[kLanes];
