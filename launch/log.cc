@@ -16,6 +16,7 @@ void InitLog(int rank, int world_size) {
 }
 
 void SetLogLevel(const std::string& level) { spdlog::set_level(spdlog::level::from_str(level)); }
+void LogDebug(const std::string& line) { spdlog::debug("{}", line); }
 void LogInfo(const std::string& line) { spdlog::info("{}", line); }
 void LogWarning(const std::string& line) { spdlog::warn("{}", line); }
 

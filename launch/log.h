@@ -7,6 +7,7 @@ namespace latentmesh {
 
 void InitLog(int rank, int world_size);
 void SetLogLevel(const std::string& level);      // a name that --log-level takes
+void LogDebug(const std::string& line);
 void LogInfo(const std::string& line);
 void LogWarning(const std::string& line);
 

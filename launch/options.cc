@@ -65,6 +65,8 @@ void ModelFlags::Register(FlagSet& flags) {
             kNonNegative);
   flags.AddChoice("--device", &engine.device, {"auto", "cpu", "cuda"}, "Where the model runs");
   flags.AddChoice("--dtype", &engine.dtype, {"auto", "f32", "bf16"}, "Type of weights and activations");
+  flags.AddChoice("--weights", &engine.weights, {"auto", "f32", "bf16", "fp8", "int8", "int4"},
+                  "What weight matrices are kept as, whatever the checkpoint stores; int8 and int4 on CPUs only");
   flags.AddChoice(
       "--kv-dtype", &engine.kv_dtype, {"auto", "f32", "bf16", "fp8", "6bit"},
       "Numbers of the cache; fp8 and 6bit hold latents (DeepSeek models) in 1 and 3/4 bytes, with a scale a 128");

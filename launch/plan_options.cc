@@ -136,6 +136,8 @@ void PlanFlags::Register(FlagSet& flags) {
   flags.Add("--pp", &engine.layout.pp, "Only layouts with this pp", kNonNegative);
   flags.Add("--cp", &engine.layout.cp, "Only layouts with this cp", kNonNegative);
   flags.AddChoice("--dtype", &engine.dtype, {"auto", "f32", "bf16"}, "Type of weights and activations");
+  flags.AddChoice("--weights", &engine.weights, {"auto", "f32", "bf16", "fp8", "int8", "int4"},
+                  "What weight matrices are kept as");
   flags.AddChoice("--kv-dtype", &engine.kv_dtype, {"auto", "f32", "bf16", "fp8", "6bit"}, "Type of the cache");
   flags.Add("--max-batch-tokens", &engine.max_batch_tokens, "Tokens a dp rank computes in one step", kNonNegative);
   flags.Add("--max-seqs", &engine.max_seqs, "Sequences a dp rank runs at once", kNonNegative);

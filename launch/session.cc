@@ -1,6 +1,8 @@
 #include "launch/session.h"
 
 #include <fmt/format.h>
+
+#include <cmath>
 #include <unistd.h>
 
 #include <cstdio>
@@ -63,6 +65,7 @@ Result<std::unique_ptr<Runtime>> StartRuntime(Job& job, const ModelFlags& flags,
   std::string from = options.load_format == "dummy" ? "random numbers" : options.model;
   auto bytes = static_cast<double>(runtime->load_progress().bytes_total);
   LogInfo(fmt::format("loaded {} from {} in {:.1f} s", FormatSize(bytes), from, watch.Seconds()));
+  LogWeightErrors(*runtime);
   LogLines(LayoutReport(*runtime, job));
   LogLines(MemoryReport(*runtime));
   return runtime;
@@ -111,6 +114,22 @@ std::string MemoryReport(const Runtime& runtime) {
                         FormatSize(plan.communication), FormatSize(plan.total()), FormatSize(plan.available));
   }
   return text;
+}
+
+void LogWeightErrors(const Runtime& runtime) {
+  const std::vector<WeightError>& errors = runtime.weight_errors();
+  if (runtime.options().weights == "auto" || errors.empty()) return;
+  auto relative = [](const WeightError& e) { return e.norm > 0 ? std::sqrt(e.error / e.norm) : 0.0; };
+  WeightError all;
+  const WeightError* worst = &errors.front();
+  for (const WeightError& e : errors) {
+    LogDebug(fmt::format("--weights {}: relative error {:.3g} of {}", runtime.options().weights, relative(e), e.name));
+    all.error += e.error;
+    all.norm += e.norm;
+    if (!(relative(e) <= relative(*worst))) worst = &e;
+  }
+  LogInfo(fmt::format("weights as {}: {} matrices rounded, relative error {:.3g}, worst {:.3g} of {}",
+                      runtime.options().weights, errors.size(), relative(all), relative(*worst), worst->name));
 }
 
 }  // namespace latentmesh

@@ -29,6 +29,8 @@ Status AgreeOnInput(Job& job, const Status& rank_zero_status);
 // Which ranks do what, and what each rank's memory holds; several lines, rank 0.
 std::string LayoutReport(const Runtime& runtime, const Job& job);
 std::string MemoryReport(const Runtime& runtime);
+// Logs what --weights did to rank 0's matrices: their error as one line, each matrix with --log-level debug.
+void LogWeightErrors(const Runtime& runtime);
 
 class Stopwatch {
  public:

@@ -62,7 +62,9 @@ void VerifyCommand::Register(FlagSet& flags) {
 }
 
 Comparison VerifyCommand::MakeComparison(const Runtime& runtime) const {
-  bool f32 = runtime.options().dtype == "f32" && runtime.options().kv_dtype == "f32";
+  const EngineOptions& options = runtime.options();
+  bool as_stored = options.weights == "auto" || options.weights == "f32";
+  bool f32 = as_stored && options.dtype == "f32" && options.kv_dtype == "f32";
   return Comparison(tolerance_.value_or(f32 ? kToleranceF32 : kToleranceBF16));
 }
 

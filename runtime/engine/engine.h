@@ -18,6 +18,7 @@
 #include "runtime/engine/engine_options.h"
 #include "runtime/engine/memory_plan.h"
 #include "runtime/engine/request.h"
+#include "runtime/model/weight_store.h"
 
 namespace latentmesh {
 
@@ -105,6 +106,7 @@ class Runtime {
   virtual std::vector<MemoryPlan> memory_plans() const = 0;     // of all ranks; rank 0 only, elsewhere empty
   virtual std::string device_name() const = 0;
   virtual const LoadProgress& load_progress() const = 0;
+  virtual const std::vector<WeightError>& weight_errors() const = 0;   // of this rank's matrices, where not kept as stored
   // Collective: body runs on rank 0; the others execute plans until it returns. Returns the body's status on all ranks.
   virtual Status Run(const std::function<Status(Engine&)>& body) = 0;
 };

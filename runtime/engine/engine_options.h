@@ -19,6 +19,7 @@ struct EngineOptions {
   std::string device = "auto";        // auto, cpu, cuda
   ParallelConfig layout{0, 0, 0, 0};  // 0: choose
   std::string dtype = "auto";         // auto, f32, bf16
+  std::string weights = "auto";       // weight_format.h: auto, f32, bf16, fp8, int8, int4
   std::string kv_dtype = "auto";      // auto, f32, bf16; latents (MLA) also fp8, 6bit
   int max_batch_tokens = 0;           // tokens a dp rank computes in one step
   int max_seqs = 0;                   // sequences a dp rank runs at once

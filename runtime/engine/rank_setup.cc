@@ -42,6 +42,15 @@ Result<std::string> ResolveKvDType(const EngineOptions& options, const ModelConf
   return InvalidArgument(fmt::format("--kv-dtype {}: must be auto, f32, bf16, fp8 or 6bit", options.kv_dtype));
 }
 
+// The packed formats have kernels on CPUs only.
+Result<std::string> ResolveWeights(const EngineOptions& options, bool gpu) {
+  LM_ASSIGN_OR_RETURN(WeightFormat format, ParseWeightFormat(options.weights));
+  if (gpu && IsPacked(format))
+    return InvalidArgument(fmt::format("--weights {}: only CPU ranks compute with it; use auto, bf16 or fp8, or --device cpu",
+                                       options.weights));
+  return std::string(WeightFormatName(format));
+}
+
 // `name` has been resolved.
 CacheFormat CacheFormatOf(const std::string& name) {
   for (CacheFormat format : kCacheFormats)
@@ -131,6 +140,7 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   LM_ASSIGN_OR_RETURN(r.layout, ChooseLayout(config, options.layout, world_size));
   LM_RETURN_IF_ERROR(ValidateLayout(config, r.layout));
   LM_ASSIGN_OR_RETURN(r.dtype, ResolveDType("--dtype", options.dtype, gpu ? "bf16" : "f32"));
+  LM_ASSIGN_OR_RETURN(r.weights, ResolveWeights(options, gpu));
   LM_ASSIGN_OR_RETURN(r.kv_dtype, ResolveKvDType(options, config, r.dtype));
   LM_RETURN_IF_ERROR(CheckPositive("--max-batch-tokens", options.max_batch_tokens));
   LM_RETURN_IF_ERROR(CheckPositive("--max-seqs", options.max_seqs));
@@ -156,7 +166,8 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   DeviceKind device = resolved.device == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
   s.config = config;
   s.options = resolved;
-  s.shard = MakeShard(config, mesh);
+  s.weight_options.format = ParseWeightFormat(resolved.weights).value();
+  s.shard = MakeShard(config, mesh, WidthUnit(s.weight_options.format));
   s.limits = MakeLimits(resolved, device);
   s.weight_options.round_to_bf16 = resolved.dtype == "bf16";
   s.weight_options.mtp = s.drafts_with_layer() && s.shard.last_stage();

@@ -90,6 +90,7 @@ class RuntimeImpl : public Runtime {
   std::vector<MemoryPlan> memory_plans() const override { return plans_; }
   std::string device_name() const override { return device_->name(); }
   const LoadProgress& load_progress() const override { return worker_->load_progress(); }
+  const std::vector<WeightError>& weight_errors() const override { return worker_->weight_errors(); }
 
  private:
   Status OnAllRanks(const std::function<Status()>& part) {

@@ -30,6 +30,7 @@ Result<std::unique_ptr<Worker>> Worker::Create(RankSetup setup, const WeightSour
 // In the order in which PlanRank counted.
 Status Worker::Allocate(const StoredDType& stored) {
   weights_arena_ = Arena(&device_, setup_.plan.weights);
+  setup_.weight_options.errors = std::make_shared<std::vector<WeightError>>();
   LM_ASSIGN_OR_RETURN(weights_, LayOutWeights(setup_.config, setup_.shard, setup_.placement, setup_.weight_options, stored,
                                               weights_arena_, &requests_));
   step_arena_ = Arena(&device_, setup_.plan.activations);

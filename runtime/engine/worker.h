@@ -43,6 +43,8 @@ class Worker {
 
   const RankSetup& setup() const { return setup_; }
   const LoadProgress& load_progress() const { return load_progress_; }
+  // What the weight format did to this rank's matrices, in the order of loading.
+  const std::vector<WeightError>& weight_errors() const { return *setup_.weight_options.errors; }
   // Tokens that this rank routed to each expert, layer by layer of its stage.
   std::vector<int64_t> ExpertLoads() const;
 

@@ -1,5 +1,7 @@
 #include "runtime/model/model_shard.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 namespace latentmesh {
@@ -59,7 +61,7 @@ Result<ParallelConfig> ChooseLayout(const ModelConfig& config, const ParallelCon
   return layout;
 }
 
-ModelShard MakeShard(const ModelConfig& config, const ProcessMesh& mesh) {
+ModelShard MakeShard(const ModelConfig& config, const ProcessMesh& mesh, int64_t width_unit) {
   ModelShard shard;
   shard.layout = mesh.config();
   shard.tp_rank = mesh.tp_rank();
@@ -68,7 +70,7 @@ ModelShard MakeShard(const ModelConfig& config, const ProcessMesh& mesh) {
   shard.pp_rank = mesh.pp_rank();
   shard.ep_rank = mesh.ep_rank();
   int tp = shard.layout.tp;
-  int64_t unit = config.quantization.fp8 ? config.quantization.block_rows : 1;
+  int64_t unit = config.quantization.fp8 ? std::max<int64_t>(width_unit, config.quantization.block_rows) : width_unit;
   shard.layers = SplitRange(config.num_hidden_layers, shard.layout.pp, shard.pp_rank);
   shard.heads = SplitRange(config.num_attention_heads, tp, shard.tp_rank);
   shard.vocab = SplitRange(config.vocab_size, tp, shard.tp_rank);

@@ -39,6 +39,7 @@ Status ValidateLayout(const ModelConfig& config, const ParallelConfig& layout);
 // kInvalidArgument when the given values leave no layout.
 Result<ParallelConfig> ChooseLayout(const ModelConfig& config, const ParallelConfig& wanted, int world);
 
-ModelShard MakeShard(const ModelConfig& config, const ProcessMesh& mesh);
+// Widths are split in units of `width_unit` columns, or of the blocks of an FP8 checkpoint where those are larger.
+ModelShard MakeShard(const ModelConfig& config, const ProcessMesh& mesh, int64_t width_unit = 1);
 
 }  // namespace latentmesh

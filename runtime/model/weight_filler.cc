@@ -7,64 +7,6 @@
 namespace latentmesh {
 namespace {
 
-Status RequireNumbers(const LoadedSlice& slice) {
-  switch (slice.dtype) {
-    case DType::kF32:
-    case DType::kBF16:
-    case DType::kF16:
-    case DType::kF8E4M3: return Status::Ok();
-    default: return InvalidModel(std::string("has dtype ") + DTypeName(slice.dtype) + ", which no weight may have");
-  }
-}
-
-// Writes host data to where a weight lives, converting on the way. The stream is made once a consumer call: loading is
-// bound by reading, not by this.
-Status Store(Device& device, const LoadedSlice& slice, void* target, DType as) {
-  LM_RETURN_IF_ERROR(RequireNumbers(slice));
-  auto stream = device.CreateStream();
-  size_t n = static_cast<size_t>(slice.rows * slice.cols);
-  if (slice.dtype == as) {
-    device.CopyToDevice(target, slice.data, n * DTypeSize(as), *stream);
-    stream->Synchronize();
-    return Status::Ok();
-  }
-  std::vector<float> wide(n);
-  ConvertToFloat(slice.data, slice.dtype, wide.data(), n);
-  if (as == DType::kF32) {
-    device.CopyToDevice(target, wide.data(), n * sizeof(float), *stream);
-  } else {
-    std::vector<char> narrow(n * DTypeSize(as));
-    ConvertFromFloat(wide.data(), narrow.data(), as, n);
-    device.CopyToDevice(target, narrow.data(), narrow.size(), *stream);
-    stream->Synchronize();
-  }
-  stream->Synchronize();
-  return Status::Ok();
-}
-
-// Collects an FP8 matrix and its scales, in whichever order they arrive, and multiplies them out.
-struct Dequantizer {
-  WeightView view;                 // blocks and offsets; data and scales are set below
-  std::vector<uint8_t> data;
-  std::vector<float> scales;
-  Device* device = nullptr;
-  void* target = nullptr;
-  DType as = DType::kF32;
-
-  Status FinishIfComplete() {
-    if (data.empty() || scales.empty()) return Status::Ok();
-    std::vector<float> wide(data.size());
-    ConvertToFloat(data.data(), DType::kF8E4M3, wide.data(), wide.size());
-    for (int64_t i = 0; i < view.rows; ++i)
-      for (int64_t j = 0; j < view.cols; ++j) {
-        int64_t block = (i + view.row_offset) / view.block_rows * view.scale_cols + (j + view.col_offset) / view.block_cols;
-        wide[i * view.cols + j] *= scales[block];
-      }
-    LoadedSlice slice{DType::kF32, wide.data(), view.rows, view.cols};
-    return Store(*device, slice, target, as);
-  }
-};
-
 Range BlockRange(Range part, int64_t block) {
   if (part.count == 0) return {0, 0};
   int64_t first = part.begin / block, last = (part.end() + block - 1) / block;
@@ -80,14 +22,12 @@ DType WeightFiller::Stored(const std::string& tensor) {
   return DType::kF32;
 }
 
-DType WeightFiller::KeptAs(const std::string& tensor) {
-  DType dtype = Stored(tensor);
-  if (options_.round_to_bf16 && (dtype == DType::kF32 || dtype == DType::kF16)) return DType::kBF16;
-  return dtype;
+KeptWeight WeightFiller::Keep(const std::string& tensor, WeightUse use) {
+  return KeepWeight(options_.format, use, Stored(tensor), options_.round_to_bf16);
 }
 
-void WeightFiller::Request(const std::string& tensor, const Slice& slice, void* target, DType as) {
-  if (requests_ == nullptr || slice.rows.count == 0 || slice.cols.count == 0) return;
+TensorRequest* WeightFiller::Request(const std::string& tensor, const Slice& slice) {
+  if (requests_ == nullptr || slice.rows.count == 0 || slice.cols.count == 0) return nullptr;
   TensorRequest request;
   request.name = tensor;
   request.shape = slice.shape;
@@ -95,21 +35,27 @@ void WeightFiller::Request(const std::string& tensor, const Slice& slice, void* 
   request.rows = slice.rows.count;
   request.col_begin = slice.cols.begin;
   request.cols = slice.cols.count;
-  Device* device = arena_.device();
-  request.consume = [device, target, as](const LoadedSlice& loaded) { return Store(*device, loaded, target, as); };
   requests_->push_back(std::move(request));
+  return &requests_->back();
+}
+
+void WeightFiller::RequestPlain(const std::string& tensor, const Slice& slice, void* target, DType as) {
+  TensorRequest* request = Request(tensor, slice);
+  if (request == nullptr) return;
+  Device* device = arena_.device();
+  request->consume = [device, target, as](const LoadedSlice& loaded) { return StorePlain(*device, loaded, target, as); };
 }
 
 TensorView WeightFiller::Matrix(const std::string& tensor, MatrixShape shape, Range rows, Range cols) {
-  TensorView view = arena_.Reserve(KeptAs(tensor), {rows.count, cols.count});
-  Request(tensor, {{shape.rows, shape.cols}, rows, cols}, view.data, view.dtype);
+  TensorView view = arena_.Reserve(Keep(tensor, WeightUse::kEmbedding).dtype, {rows.count, cols.count});
+  RequestPlain(tensor, {{shape.rows, shape.cols}, rows, cols}, view.data, view.dtype);
   return view;
 }
 
 TensorView WeightFiller::Float(const std::string& tensor, MatrixShape shape) {
   Stored(tensor);
   TensorView view = arena_.Reserve(DType::kF32, {shape.rows, shape.cols});
-  Request(tensor, {{shape.rows, shape.cols}, {0, shape.rows}, {0, shape.cols}}, view.data, DType::kF32);
+  RequestPlain(tensor, {{shape.rows, shape.cols}, {0, shape.rows}, {0, shape.cols}}, view.data, DType::kF32);
   return view;
 }
 
@@ -118,13 +64,13 @@ TensorView WeightFiller::Vector(const std::string& tensor, int64_t size) { retur
 TensorView WeightFiller::VectorPart(const std::string& tensor, int64_t size, Range part) {
   Stored(tensor);
   TensorView view = arena_.Reserve(DType::kF32, {part.count});
-  Request(tensor, {{size}, {0, 1}, part}, view.data, DType::kF32);
+  RequestPlain(tensor, {{size}, {0, 1}, part}, view.data, DType::kF32);
   return view;
 }
 
-WeightView WeightFiller::ScaledView(DType dtype, void* data, Range rows, Range cols) const {
-  WeightView view{dtype, data, rows.count, cols.count};
-  if (dtype != DType::kF8E4M3) return view;
+// FP8 weights without data and scales.
+WeightView WeightFiller::BlockView(Range rows, Range cols) const {
+  WeightView view{DType::kF8E4M3, nullptr, rows.count, cols.count};
   view.block_rows = quantization_.block_rows;
   view.block_cols = quantization_.block_cols;
   view.row_offset = static_cast<int32_t>(rows.begin % view.block_rows);
@@ -133,56 +79,72 @@ WeightView WeightFiller::ScaledView(DType dtype, void* data, Range rows, Range c
   return view;
 }
 
+WeightView WeightFiller::ViewOf(const KeptWeight& kept, void* data, Range rows, Range cols) const {
+  WeightView view{kept.dtype, nullptr, rows.count, cols.count};
+  if (kept.dtype == DType::kF8E4M3) view = BlockView(rows, cols);
+  view.packed_bits = kept.packed_bits;
+  view.data = data;
+  return view;
+}
+
 WeightFiller::Slice WeightFiller::ScaleSlice(MatrixShape shape, Range rows, Range cols) const {
   int64_t br = quantization_.block_rows, bc = quantization_.block_cols;
   return {{(shape.rows + br - 1) / br, (shape.cols + bc - 1) / bc}, BlockRange(rows, br), BlockRange(cols, bc)};
 }
 
-WeightView WeightFiller::Linear(const std::string& name, MatrixShape shape, Range rows, Range cols) {
-  DType dtype = KeptAs(name + ".weight");
-  TensorView data = arena_.Reserve(dtype, {rows.count, cols.count});
-  WeightView view = ScaledView(dtype, data.data, rows, cols);
-  Request(name + ".weight", {{shape.rows, shape.cols}, rows, cols}, data.data, dtype);
-  if (dtype != DType::kF8E4M3) return view;
-  Stored(name + ".weight_scale_inv");
-  Slice slice = ScaleSlice(shape, rows, cols);
-  TensorView scales = arena_.Reserve(DType::kF32, {slice.rows.count, slice.cols.count});
-  view.scales = scales.f32();
-  Request(name + ".weight_scale_inv", slice, scales.data, DType::kF32);
+// Writes a matrix to its place and notes what that did to it. Refers to the arena's memory only.
+ScaledMatrix::Finish WeightFiller::Writer(const std::string& name, const WeightTarget& target) const {
+  return [errors = options_.errors, target, name](const std::vector<float>& numbers) {
+    WeightError error = StoreMatrix(target, numbers);
+    if (errors == nullptr) return;
+    error.name = name;
+    errors->push_back(std::move(error));
+  };
+}
+
+void WeightFiller::FillScaled(const Part& part, const WeightTarget& target) {
+  Slice slice{{part.shape.rows, part.shape.cols}, part.rows, part.cols};
+  auto matrix = std::make_shared<ScaledMatrix>(BlockView(part.rows, part.cols), Writer(part.name, target));
+  if (TensorRequest* data = Request(part.name + ".weight", slice); data != nullptr)
+    data->consume = [matrix](const LoadedSlice& loaded) { return matrix->TakeData(loaded); };
+  Slice scales = ScaleSlice(part.shape, part.rows, part.cols);
+  if (TensorRequest* request = Request(part.name + ".weight_scale_inv", scales); request != nullptr)
+    request->consume = [matrix](const LoadedSlice& loaded) { return matrix->TakeScales(loaded); };
+}
+
+// Requests what fills `view`: as stored where that is how it is kept, else by way of f32.
+void WeightFiller::Fill(const Part& part, const WeightView& view) {
+  DType stored = Stored(part.name + ".weight");
+  if (stored == DType::kF8E4M3) Stored(part.name + ".weight_scale_inv");
+  Slice slice{{part.shape.rows, part.shape.cols}, part.rows, part.cols};
+  WeightTarget target{arena_.device(), view};
+  if (stored == view.dtype) {
+    RequestPlain(part.name + ".weight", slice, const_cast<void*>(view.data), stored);
+    if (stored == DType::kF8E4M3)
+      RequestPlain(part.name + ".weight_scale_inv", ScaleSlice(part.shape, part.rows, part.cols),
+                   const_cast<float*>(view.scales), DType::kF32);
+  } else if (stored == DType::kF8E4M3) {
+    FillScaled(part, target);
+  } else if (TensorRequest* request = Request(part.name + ".weight", slice); request != nullptr) {
+    request->consume = [write = Writer(part.name, target)](const LoadedSlice& loaded) {
+      LM_RETURN_IF_ERROR(RequireNumbers(loaded));
+      std::vector<float> numbers(static_cast<size_t>(loaded.rows * loaded.cols));
+      ConvertToFloat(loaded.data, loaded.dtype, numbers.data(), numbers.size());
+      write(numbers);
+      return Status::Ok();
+    };
+  }
+}
+
+WeightView WeightFiller::Linear(const std::string& name, MatrixShape shape, Range rows, Range cols, WeightUse use) {
+  KeptWeight kept = Keep(name + ".weight", use);
+  WeightView view = ViewOf(kept, arena_.Reserve(kept.Bytes(rows.count, cols.count)), rows, cols);
+  if (kept.dtype == DType::kF8E4M3) {
+    Slice slice = ScaleSlice(shape, rows, cols);
+    view.scales = arena_.Reserve(DType::kF32, {slice.rows.count, slice.cols.count}).f32();
+  }
+  Fill({name, shape, rows, cols}, view);
   return view;
-}
-
-void WeightFiller::RequestDequantized(const std::string& name, MatrixShape shape, Range rows, Range cols, void* target,
-                                      DType as) {
-  if (requests_ == nullptr || rows.count == 0) return;
-  auto parts = std::make_shared<Dequantizer>();
-  parts->view = ScaledView(DType::kF8E4M3, nullptr, rows, cols);
-  parts->device = arena_.device();
-  parts->target = target;
-  parts->as = as;
-  Request(name + ".weight", {{shape.rows, shape.cols}, rows, cols}, nullptr, as);
-  requests_->back().consume = [parts](const LoadedSlice& slice) {
-    if (slice.dtype != DType::kF8E4M3) return InvalidModel("is not f8e4m3 as its scales say");
-    const auto* bytes = static_cast<const uint8_t*>(slice.data);
-    parts->data.assign(bytes, bytes + slice.rows * slice.cols);
-    return parts->FinishIfComplete();
-  };
-  Request(name + ".weight_scale_inv", ScaleSlice(shape, rows, cols), nullptr, as);
-  requests_->back().consume = [parts](const LoadedSlice& slice) {
-    LM_RETURN_IF_ERROR(RequireNumbers(slice));
-    parts->scales.resize(static_cast<size_t>(slice.rows * slice.cols));
-    ConvertToFloat(slice.data, slice.dtype, parts->scales.data(), parts->scales.size());
-    return parts->FinishIfComplete();
-  };
-}
-
-WeightView WeightFiller::Dequantized(const std::string& name, MatrixShape shape, Range rows, Range cols) {
-  if (Stored(name + ".weight") != DType::kF8E4M3) return Linear(name, shape, rows, cols);
-  Stored(name + ".weight_scale_inv");
-  DType as = options_.round_to_bf16 ? DType::kBF16 : DType::kF32;
-  TensorView data = arena_.Reserve(as, {rows.count, cols.count});
-  RequestDequantized(name, shape, rows, cols, data.data, as);
-  return {as, data.data, rows.count, cols.count};
 }
 
 ExpertWeightsView WeightFiller::Experts(const std::vector<std::string>& prefixes, const std::string& projection,
@@ -192,29 +154,20 @@ ExpertWeightsView WeightFiller::Experts(const std::vector<std::string>& prefixes
   int64_t slots = std::max(experts.count, room.count);
   if (slots == 0) return experts;
   Range rows{0, shape.rows}, cols{0, shape.cols};
-  DType dtype = KeptAs((prefixes.empty() ? room.like : prefixes[0]) + projection + ".weight");
-  auto count = static_cast<int64_t>(prefixes.size());
-  TensorView data = arena_.Reserve(dtype, {slots, shape.rows, shape.cols});
-  experts.first = ScaledView(dtype, data.data, rows, cols);
-  experts.data_stride = shape.rows * shape.cols * static_cast<int64_t>(DTypeSize(dtype));
-  Slice scale_slice;
-  TensorView scales;
-  if (dtype == DType::kF8E4M3) {
-    scale_slice = ScaleSlice(shape, rows, cols);
-    experts.scale_stride = scale_slice.rows.count * scale_slice.cols.count;
-    scales = arena_.Reserve(DType::kF32, {slots, experts.scale_stride});
-    experts.first.scales = scales.f32();
+  std::string first = (prefixes.empty() ? room.like : prefixes[0]) + projection + ".weight";
+  KeptWeight kept = Keep(first, WeightUse::kProjection);
+  experts.data_stride = static_cast<int64_t>(kept.Bytes(shape.rows, shape.cols));
+  experts.first = ViewOf(kept, arena_.Reserve(static_cast<size_t>(slots * experts.data_stride)), rows, cols);
+  if (kept.dtype == DType::kF8E4M3) {
+    Slice slice = ScaleSlice(shape, rows, cols);
+    experts.scale_stride = slice.rows.count * slice.cols.count;
+    experts.first.scales = arena_.Reserve(DType::kF32, {slots, experts.scale_stride}).f32();
   }
-  for (int64_t e = 0; e < count; ++e) {
-    std::string name = prefixes[e] + projection;
-    if (KeptAs(name + ".weight") != dtype && status_.ok())
+  for (int32_t e = 0; e < experts.count; ++e) {
+    const std::string name = prefixes[static_cast<size_t>(e)] + projection;
+    if (Keep(name + ".weight", WeightUse::kProjection) != kept && status_.ok())
       status_ = InvalidModel(name + ".weight: experts of one layer are stored in different dtypes, which is not supported");
-    auto* target = static_cast<char*>(data.data) + e * experts.data_stride;
-    Request(name + ".weight", {{shape.rows, shape.cols}, rows, cols}, arena_.counting() ? nullptr : target, dtype);
-    if (dtype != DType::kF8E4M3) continue;
-    Stored(name + ".weight_scale_inv");
-    Request(name + ".weight_scale_inv", scale_slice, arena_.counting() ? nullptr : scales.f32() + e * experts.scale_stride,
-            DType::kF32);
+    Fill({name, shape, rows, cols}, arena_.counting() ? experts.first : experts.At(e));
   }
   return experts;
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/model/weight_store.h"
 #include "runtime/model/weights.h"
 
 namespace latentmesh {
@@ -26,13 +27,12 @@ class WeightFiller {
       : quantization_(quantization), options_(options), stored_(stored), arena_(arena), requests_(requests) {}
 
   // NAME.weight (and NAME.weight_scale_inv when stored as FP8), the given part of it.
-  WeightView Linear(const std::string& name, MatrixShape shape, Range rows, Range cols);
-  // The same, but FP8 is multiplied out (to f32, or bf16 when rounding).
-  WeightView Dequantized(const std::string& name, MatrixShape shape, Range rows, Range cols);
+  WeightView Linear(const std::string& name, MatrixShape shape, Range rows, Range cols,
+                    WeightUse use = WeightUse::kProjection);
   // PREFIX + projection for each of `prefixes`, one after the other.
   ExpertWeightsView Experts(const std::vector<std::string>& prefixes, const std::string& projection, MatrixShape shape,
                             const ExpertSlots& room);
-  // A plain tensor kept as stored (embedding).
+  // A plain tensor (embedding).
   TensorView Matrix(const std::string& tensor, MatrixShape shape, Range rows, Range cols);
   // Tensors turned into f32.
   TensorView Float(const std::string& tensor, MatrixShape shape);
@@ -43,12 +43,17 @@ class WeightFiller {
 
  private:
   struct Slice { std::vector<int64_t> shape; Range rows; Range cols; };
-  DType KeptAs(const std::string& tensor);            // dtype in the arena
+  struct Part { std::string name; MatrixShape shape; Range rows; Range cols; };   // of a tensor NAME.weight
+  KeptWeight Keep(const std::string& tensor, WeightUse use);
   DType Stored(const std::string& tensor);            // dtype in the checkpoint; kF32 and a failure when missing
-  void Request(const std::string& tensor, const Slice& slice, void* target, DType as);
-  WeightView ScaledView(DType dtype, void* data, Range rows, Range cols) const;
+  TensorRequest* Request(const std::string& tensor, const Slice& slice);   // nullptr when there is nothing to fill
+  void RequestPlain(const std::string& tensor, const Slice& slice, void* target, DType as);
+  WeightView BlockView(Range rows, Range cols) const;
+  WeightView ViewOf(const KeptWeight& kept, void* data, Range rows, Range cols) const;
   Slice ScaleSlice(MatrixShape shape, Range rows, Range cols) const;
-  void RequestDequantized(const std::string& name, MatrixShape shape, Range rows, Range cols, void* target, DType as);
+  void Fill(const Part& part, const WeightView& view);
+  void FillScaled(const Part& part, const WeightTarget& target);
+  ScaledMatrix::Finish Writer(const std::string& name, const WeightTarget& target) const;
 
   const QuantizationConfig& quantization_;
   WeightLayoutOptions options_;

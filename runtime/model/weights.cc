@@ -25,7 +25,7 @@ class Layouter {
     if (c_.tie_word_embeddings) {
       w.head = {w.embed.dtype, w.embed.data, w.embed.dim(0), w.embed.dim(1)};
     } else {
-      w.head = fill_.Linear("lm_head", {c_.vocab_size, c_.hidden_size}, s_.vocab, AllColumns());
+      w.head = fill_.Linear("lm_head", {c_.vocab_size, c_.hidden_size}, s_.vocab, AllColumns(), WeightUse::kHead);
     }
     if (mtp_) w.mtp = Mtp();
     return w;
@@ -81,8 +81,8 @@ class Layouter {
     w.kv_a.w = fill_.Linear(p + "kv_a_proj_with_mqa", {kv_a_rows, hidden}, {0, kv_a_rows}, AllColumns());
     if (c_.attention_bias) w.kv_a.bias = fill_.Vector(p + "kv_a_proj_with_mqa.bias", kv_a_rows);
     w.kv_a_norm = fill_.Vector(p + "kv_a_layernorm.weight", rank);
-    w.kv_b = fill_.Dequantized(p + "kv_b_proj", {heads * head_kv, rank}, {s_.heads.begin * head_kv, s_.heads.count * head_kv},
-                               {0, rank});
+    w.kv_b = fill_.Linear(p + "kv_b_proj", {heads * head_kv, rank}, {s_.heads.begin * head_kv, s_.heads.count * head_kv},
+                          {0, rank}, WeightUse::kAbsorbed);
     w.o = Output(p, heads * c_.v_head_dim, {s_.heads.begin * c_.v_head_dim, s_.heads.count * c_.v_head_dim});
     return w;
   }

@@ -1,7 +1,8 @@
 // The weights one rank holds, laid out in an Arena, and the requests that fill them from a checkpoint.
 //
-// Formats: FP8 stays FP8 with its block scales; f32, bf16 and f16 stay as they are (with dtype bf16, f32 and f16 become
-// bf16). Norms, router, biases are f32. kv_b_proj is dequantised, because absorbing it multiplies by parts of it.
+// Formats: see weight_format.h. By default FP8 stays FP8 with its block scales; f32, bf16 and f16 stay as they are (with
+// dtype bf16, f32 and f16 become bf16). Norms, router, biases are f32. kv_b_proj is dequantised, because absorbing it
+// multiplies by parts of it.
 #pragma once
 
 #include <functional>
@@ -16,6 +17,8 @@
 #include "runtime/config/model_config.h"
 #include "runtime/model/arena.h"
 #include "runtime/model/model_shard.h"
+#include "runtime/model/weight_format.h"
+#include "runtime/model/weight_store.h"
 
 namespace latentmesh {
 
@@ -82,6 +85,8 @@ struct WeightLayoutOptions {
   bool round_to_bf16 = false;      // dtype bf16
   bool mtp = false;                // load the first multi-token-prediction layer, too
   int32_t expert_slots = 0;        // room for so many experts in each decoder layer with experts; 0: for those placed here
+  WeightFormat format = WeightFormat::kAuto;
+  std::shared_ptr<std::vector<WeightError>> errors;   // optional: of the matrices that were not kept as stored
 };
 
 // Lays the shard's weights out in `arena`. When `requests` is given (and the arena has memory), appends the requests whose

@@ -19,7 +19,8 @@ Result<StageModel> PlanStage(const PlanRequest& request, const EngineOptions& re
   StageModel stage;
   LM_ASSIGN_OR_RETURN(stage.setup,
                       PlanRank(request.config, resolved, mesh, request.stored, Available(request.hardware)));
-  WeightFormats formats{request.stored, WeightsAs::kKept, stage.setup.weight_options.round_to_bf16};
+  const WeightLayoutOptions& kept = stage.setup.weight_options;
+  WeightFormats formats{request.stored, WeightsAs::kKept, kept.round_to_bf16, kept.format};
   LM_ASSIGN_OR_RETURN(stage.weights, CountWeights(request.config, stage.setup.shard, formats));
   return stage;
 }

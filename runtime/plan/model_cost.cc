@@ -16,10 +16,12 @@ class Counter {
 
   RankWeights Count() {
     if (s_.first_stage() || (s_.last_stage() && c_.tie_word_embeddings))
-      w_.embedding = Linear("model.embed_tokens", s_.vocab.count, c_.hidden_size);
+      w_.embedding = Linear("model.embed_tokens", s_.vocab.count, c_.hidden_size, WeightUse::kEmbedding);
     if (s_.last_stage()) {
       w_.norms.Add(Vector("model.norm.weight", c_.hidden_size));
-      w_.head = Linear(c_.tie_word_embeddings ? "model.embed_tokens" : "lm_head", s_.vocab.count, c_.hidden_size);
+      bool tied = c_.tie_word_embeddings;
+      w_.head = Linear(tied ? "model.embed_tokens" : "lm_head", s_.vocab.count, c_.hidden_size,
+                       tied ? WeightUse::kEmbedding : WeightUse::kHead);
     }
     for (int64_t i = s_.layers.begin; i < s_.layers.end(); ++i)
       Layer(fmt::format("model.layers.{}.", i), c_.is_moe_layer(i));
@@ -35,13 +37,14 @@ class Counter {
     return DType::kF32;
   }
 
-  WeightPart Linear(const std::string& name, int64_t rows, int64_t cols) {
-    DType dtype = Stored(name + ".weight");
-    bool narrow =
-        formats_.as == WeightsAs::kKept && formats_.round_to_bf16 && (dtype == DType::kF32 || dtype == DType::kF16);
-    WeightPart part{rows * cols, static_cast<uint64_t>(rows * cols) * DTypeSize(narrow ? DType::kBF16 : dtype)};
+  WeightPart Linear(const std::string& name, int64_t rows, int64_t cols, WeightUse use = WeightUse::kProjection) {
+    DType stored = Stored(name + ".weight");
+    KeptWeight kept{stored};
+    if (formats_.as == WeightsAs::kKept) kept = KeepWeight(formats_.format, use, stored, formats_.round_to_bf16);
+    WeightPart part{rows * cols, kept.Bytes(rows, cols)};
     int64_t br = c_.quantization.block_rows, bc = c_.quantization.block_cols;
-    if (dtype == DType::kF8E4M3) part.bytes += static_cast<uint64_t>((rows + br - 1) / br * ((cols + bc - 1) / bc)) * 4;
+    if (kept.dtype == DType::kF8E4M3)
+      part.bytes += static_cast<uint64_t>((rows + br - 1) / br * ((cols + bc - 1) / bc)) * 4;
     return part;
   }
 
@@ -57,12 +60,8 @@ class Counter {
   }
 
   WeightPart KvB(const std::string& p) {
-    int64_t rows = s_.heads.count * (c_.qk_nope_head_dim + c_.v_head_dim);
-    DType dtype = Stored(p + "kv_b_proj.weight");
-    if (formats_.as == WeightsAs::kPublished || dtype != DType::kF8E4M3)
-      return Linear(p + "kv_b_proj", rows, c_.kv_lora_rank);
-    uint64_t size = formats_.round_to_bf16 ? 2 : 4;
-    return {rows * c_.kv_lora_rank, static_cast<uint64_t>(rows * c_.kv_lora_rank) * size};
+    return Linear(p + "kv_b_proj", s_.heads.count * (c_.qk_nope_head_dim + c_.v_head_dim), c_.kv_lora_rank,
+                  WeightUse::kAbsorbed);
   }
 
   void Mla(const std::string& p) {

@@ -42,6 +42,7 @@ struct WeightFormats {
   StoredDType stored;
   WeightsAs as = WeightsAs::kKept;
   bool round_to_bf16 = false;
+  WeightFormat format = WeightFormat::kAuto;
 };
 // kInvalidModel when a dtype cannot be told.
 Result<RankWeights> CountWeights(const ModelConfig& config, const ModelShard& shard, const WeightFormats& formats);

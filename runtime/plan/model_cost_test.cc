@@ -81,16 +81,17 @@ TEST(ModelCost, PartsOfALayoutAddUpToTheModel) {
 }
 
 // What the counter says is what LayOutWeights lays out, but for alignment to 256 bytes.
-void ExpectCountsAsLaidOut(const ModelConfig& config, const StoredDType& stored, ParallelConfig layout, bool bf16) {
+void ExpectCountsAsLaidOut(const ModelConfig& config, const StoredDType& stored, ParallelConfig layout, bool bf16,
+                           WeightFormat format = WeightFormat::kAuto) {
   int ranks = layout.tp * layout.dp * layout.pp;
   for (int r = 0; r < ranks; ++r) {
-    ModelShard shard = MakeShard(config, ProcessMesh::Create(layout, ranks, r).value());
+    ModelShard shard = MakeShard(config, ProcessMesh::Create(layout, ranks, r).value(), WidthUnit(format));
     auto placement =
         ExpertPlacement::Contiguous(std::max(1, static_cast<int>(config.n_routed_experts)), shard.ep_size());
     Arena arena;
-    auto laid_out = LayOutWeights(config, shard, placement, {bf16}, stored, arena, nullptr);
+    auto laid_out = LayOutWeights(config, shard, placement, {bf16, false, 0, format}, stored, arena, nullptr);
     ASSERT_TRUE(laid_out.ok()) << laid_out.status().message();
-    auto counted = CountWeights(config, shard, {stored, WeightsAs::kKept, bf16});
+    auto counted = CountWeights(config, shard, {stored, WeightsAs::kKept, bf16, format});
     ASSERT_TRUE(counted.ok());
     double bytes = static_cast<double>(counted->Total().bytes);
     if (config.tie_word_embeddings && shard.last_stage()) bytes -= static_cast<double>(counted->head.bytes);
@@ -108,6 +109,16 @@ TEST(ModelCost, CountsWhatIsLaidOut) {
         ExpectCountsAsLaidOut(config, PublishedFormats(config).value(), layout, bf16);
       }
   ExpectCountsAsLaidOut(V3(), PublishedFormats(V3()).value(), {8, 2, 1, 1}, true);
+}
+
+TEST(ModelCost, CountsWhatIsLaidOutInEveryFormat) {
+  for (WeightFormat format : kWeightFormats)
+    for (ParallelConfig layout : {ParallelConfig{1, 1, 1, 1}, {2, 2, 1, 1}})
+      for (const char* name : {"v2-lite-tiny", "v3-tiny-fp8", "llama-gqa"}) {
+        SCOPED_TRACE(std::string(name) + " " + WeightFormatName(format));
+        ModelConfig config = LoadModelConfig(std::string("tests/golden/") + name).value();
+        ExpectCountsAsLaidOut(config, PublishedFormats(config).value(), layout, false, format);
+      }
 }
 
 // Every tensor of a real checkpoint has the dtype told from its config.
