@@ -47,6 +47,20 @@ FinishReason ChoiceState::CheckStopToken(int32_t id, std::string& reason) const 
   return !params_.ignore_eos && Contains(eos_ids_, id) ? FinishReason::kStop : FinishReason::kNone;
 }
 
+// The constraint follows later, as it belongs to the engine's thread.
+void ChoiceState::Resume(const GeneratedTokens& generated) {
+  ChoiceDelta delivered;
+  for (int32_t id : generated.tokens) {
+    output_.push_back(id);
+    AddText(id, false, delivered);
+  }
+  finish_ = generated.finished ? FinishReason::kStop : FinishReason::kNone;
+}
+
+void ChoiceState::FollowConstraint() {
+  while (followed_ < output_.size()) constraint_->Accept(output_[followed_++]);
+}
+
 void ChoiceState::Accept(const SampledToken& token, ChoiceDelta& delta) {
   delta.index = index_;
   delta.token_ids.push_back(token.id);
@@ -55,7 +69,7 @@ void ChoiceState::Accept(const SampledToken& token, ChoiceDelta& delta) {
   finish_ = CheckStopToken(token.id, delta.stop_reason);
   AddText(token.id, finish_ == FinishReason::kStop, delta);
   if (constraint_ != nullptr && finish_ == FinishReason::kNone) {
-    constraint_->Accept(token.id);
+    FollowConstraint();
     if (constraint_->Finished()) finish_ = FinishReason::kStop;
   }
   if (finish_ == FinishReason::kNone && static_cast<int32_t>(output_.size()) >= params_.max_tokens)
@@ -86,6 +100,7 @@ void ChoiceState::FinishText(ChoiceDelta& delta) {
 
 const uint64_t* ChoiceState::AllowedTokens(int64_t vocab_size) {
   if (constraint_ == nullptr) return nullptr;
+  FollowConstraint();
   mask_.assign(static_cast<size_t>((vocab_size + 63) / 64), 0);
   constraint_->FillMask(mask_);
   if (!params_.ignore_eos && constraint_->CanEnd()) {

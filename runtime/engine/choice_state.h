@@ -18,6 +18,8 @@ class ChoiceState {
   ChoiceState(int32_t index, uint64_t seed, const Request& request, const Tokenizer* tokenizer,
               const std::vector<int32_t>& eos_ids);
 
+  // Takes over, silently, what was delivered before. Before any Accept.
+  void Resume(const GeneratedTokens& generated);
   // Takes the next token and adds what it gives to `delta`.
   void Accept(const SampledToken& token, ChoiceDelta& delta);
   void Abort(ChoiceDelta& delta);
@@ -31,6 +33,7 @@ class ChoiceState {
  private:
   FinishReason CheckStopToken(int32_t id, std::string& reason) const;
   void AddText(int32_t id, bool is_stop_token, ChoiceDelta& delta);
+  void FollowConstraint();
   void FinishText(ChoiceDelta& delta);
 
   int32_t index_;
@@ -40,6 +43,7 @@ class ChoiceState {
   std::unique_ptr<IncrementalDetokenizer> detokenizer_;
   std::unique_ptr<StopMatcher> stops_;
   std::unique_ptr<TokenConstraint> constraint_;
+  size_t followed_ = 0;                  // tokens of output_ that the constraint has seen
   std::vector<uint64_t> mask_;
   std::vector<int32_t> output_;
   FinishReason finish_ = FinishReason::kNone;

@@ -48,6 +48,8 @@ struct EngineStats {
   double expert_contiguous_max_over_mean = 1;   // the same if no expert had been moved
   int64_t expert_layers_moved = 0;     // placements applied
   int64_t experts_sent = 0;            // copies sent between ranks for them
+  int64_t restarts = 0;                // of the ranks, under a front end that outlives them (launch/resilient)
+  bool restarting = false;             // and there are none now: requests wait
 };
 
 // Logits (and hidden states) of a whole sequence; used by verify and eval.

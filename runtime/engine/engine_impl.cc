@@ -38,6 +38,23 @@ StepCommand ModelCommand(AttentionMode attention, const StepPlan& plan, bool cap
   return command;
 }
 
+Status CheckGenerated(const Request& request, int64_t vocab) {
+  if (request.generated.empty()) return Status::Ok();
+  if (static_cast<int32_t>(request.generated.size()) != request.sampling.n)
+    return InvalidArgument(fmt::format("generated: tokens of {} choices; n is {}", request.generated.size(), request.sampling.n));
+  bool all_finished = true;
+  for (const GeneratedTokens& choice : request.generated) {
+    all_finished = all_finished && choice.finished;
+    if (!choice.finished && static_cast<int64_t>(choice.tokens.size()) >= request.sampling.max_tokens)
+      return InvalidArgument(fmt::format("generated: a choice goes on after {} tokens, max_tokens is {}", choice.tokens.size(),
+                                         request.sampling.max_tokens));
+    for (int32_t id : choice.tokens)
+      if (id < 0 || id >= vocab)
+        return InvalidArgument(fmt::format("generated: token id {} is outside the vocabulary of {}", id, vocab));
+  }
+  return all_finished ? InvalidArgument("generated: all choices have ended already") : Status::Ok();
+}
+
 const float* Row(const StepResult::Shard& shard, int64_t row, int64_t vocab) {
   LM_CHECK(row < shard.rows);
   return shard.logits.data() + row * vocab;
@@ -70,6 +87,7 @@ Status EngineImpl::CheckRequest(const Request& request) const {
   for (int32_t id : request.prompt_ids)
     if (id < 0 || id >= config().vocab_size)
       return InvalidArgument(fmt::format("prompt: token id {} is outside the vocabulary of {}", id, config().vocab_size));
+  LM_RETURN_IF_ERROR(CheckGenerated(request, config().vocab_size));
   return ValidateSamplingParams(request.sampling, config().vocab_size);
 }
 
@@ -77,26 +95,41 @@ Status EngineImpl::Submit(Request request) {
   LM_RETURN_IF_ERROR(CheckRequest(request));
   std::lock_guard lock(mutex_);
   if (ids_.count(request.id)) return InvalidArgument("request id " + request.id + " is in use by a live request");
+  std::unique_ptr<Live> live = MakeLive(std::move(request));
+  LM_RETURN_IF_ERROR(scheduler_->AddRequest(SpecOf(*live)));
+  if (!live->request.sampling.seed.has_value()) ++next_seed_;
+  ids_[live->request.id] = next_id_;
+  live_[next_id_++] = std::move(live);
+  work_.notify_one();
+  return Status::Ok();
+}
+
+RequestSpec EngineImpl::SpecOf(const Live& live) const {
+  const Request& request = live.request;
   RequestSpec spec;
   spec.id = next_id_;
   spec.prompt = request.prompt_ids;
   spec.n = request.sampling.n;
   spec.max_tokens = request.sampling.max_tokens;
   spec.prompt_logprobs = request.sampling.prompt_logprobs.has_value();
-  LM_RETURN_IF_ERROR(scheduler_->AddRequest(std::move(spec)));
+  spec.generated = request.generated;
+  return spec;
+}
 
+std::unique_ptr<EngineImpl::Live> EngineImpl::MakeLive(Request request) {
   auto live = std::make_unique<Live>();
   live->request = std::move(request);
   live->submitted = Clock::now();
   live->output.request_id = live->request.id;
   live->output.prompt_tokens = static_cast<int32_t>(live->request.prompt_ids.size());
-  uint64_t seed = live->request.sampling.seed.value_or(ChoiceSeed(next_seed_++, -1));
+  uint64_t seed = live->request.sampling.seed.value_or(ChoiceSeed(next_seed_, -1));
   for (int32_t i = 0; i < live->request.sampling.n; ++i)
     live->choices.emplace_back(i, ChoiceSeed(seed, i), live->request, tokenizer_.get(), eos_ids_);
-  ids_[live->request.id] = next_id_;
-  live_[next_id_++] = std::move(live);
-  work_.notify_one();
-  return Status::Ok();
+  for (size_t i = 0; i < live->request.generated.size(); ++i) {
+    live->choices[i].Resume(live->request.generated[i]);
+    live->output.completion_tokens += static_cast<int32_t>(live->choices[i].output().size());
+  }
+  return live;
 }
 
 void EngineImpl::Cancel(const std::string& request_id) {

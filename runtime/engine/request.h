@@ -10,6 +10,7 @@
 
 #include "runtime/sample/sampler.h"
 #include "runtime/sample/sampling_params.h"
+#include "runtime/schedule/generated_tokens.h"
 
 namespace latentmesh {
 
@@ -53,6 +54,7 @@ class TokenConstraint {
   virtual void Accept(int32_t token_id) = 0;                       // a token of the mask
   virtual bool CanEnd() const = 0;                                 // the output may end here
   virtual bool Finished() const = 0;                               // and no token may follow
+  virtual std::string source() const { return ""; }                // what TokenGrammars::FromSource makes it from again
 };
 
 struct Request {
@@ -60,6 +62,10 @@ struct Request {
   std::vector<int32_t> prompt_ids;
   SamplingParams sampling;
   std::shared_ptr<const TokenConstraint> constraint;   // optional; each choice follows a clone of it
+  // Continues a request that another engine began: [n] what each choice has so far, as it was delivered there; or empty.
+  // Outputs then begin with the token after these, and are those of a run without a break: the same random numbers,
+  // penalties, stop strings, limits and counts. Neither text and logprobs of these tokens nor prompt_logprobs come again.
+  std::vector<GeneratedTokens> generated;
   // Called on the engine's thread, in order; must not block (a slow reader buffers on its own side).
   std::function<void(const RequestOutput&)> on_output;
 };

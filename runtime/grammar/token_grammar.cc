@@ -44,8 +44,8 @@ struct TokenGrammars::Vocabulary {
 // A grammar's automaton with the masks of the states met so far; shared by all requests with this grammar.
 class TokenGrammars::Compiled {
  public:
-  Compiled(ByteGrammar grammar, std::shared_ptr<const Vocabulary> vocabulary)
-      : automaton(std::move(grammar)), vocabulary(std::move(vocabulary)) {}
+  Compiled(std::string key, ByteGrammar grammar, std::shared_ptr<const Vocabulary> vocabulary)
+      : source(std::move(key)), automaton(std::move(grammar)), vocabulary(std::move(vocabulary)) {}
 
   const std::vector<uint64_t>& Mask(int32_t state) {
     auto found = masks_.find(state);
@@ -59,6 +59,7 @@ class TokenGrammars::Compiled {
     if (automaton.generation() != before) masks_.clear();
   }
 
+  const std::string source;
   GrammarAutomaton automaton;
   std::shared_ptr<const Vocabulary> vocabulary;
 
@@ -108,6 +109,7 @@ class TokenGrammars::Constraint : public TokenConstraint {
   }
   bool CanEnd() const override { return compiled_->automaton.CanEnd(State()); }
   bool Finished() const override { return compiled_->automaton.Finished(State()); }
+  std::string source() const override { return compiled_->source; }
 
  private:
   // The present state; found again from the text when the automaton has forgotten its states.
@@ -141,6 +143,8 @@ Result<std::shared_ptr<const TokenConstraint>> TokenGrammars::JsonSchema(const s
   return Get(schema_json);
 }
 
+Result<std::shared_ptr<const TokenConstraint>> TokenGrammars::FromSource(const std::string& source) { return Get(source); }
+
 Result<std::shared_ptr<const TokenConstraint>> TokenGrammars::Get(const std::string& key) {
   std::lock_guard lock(mutex_);
   auto found = std::find_if(recent_.begin(), recent_.end(), [&](const auto& entry) { return entry.first == key; });
@@ -149,7 +153,7 @@ Result<std::shared_ptr<const TokenConstraint>> TokenGrammars::Get(const std::str
   } else {
     Result<ByteGrammar> grammar = key == kAnyObject ? JsonObjectGrammar() : JsonSchemaGrammar(key);
     LM_RETURN_IF_ERROR(grammar.status());
-    auto compiled = std::make_shared<Compiled>(std::move(grammar).value(), vocabulary_);
+    auto compiled = std::make_shared<Compiled>(key, std::move(grammar).value(), vocabulary_);
     if (compiled->automaton.start() < 0) return InvalidArgument("json_schema: no JSON text matches it");
     recent_.emplace_front(key, std::move(compiled));
     if (recent_.size() > kMaxGrammars) recent_.pop_back();

@@ -25,6 +25,8 @@ class TokenGrammars {
   Result<std::shared_ptr<const TokenConstraint>> JsonObject();
   // kInvalidArgument: the schema is wrong, or outside the subset of json_grammar.h.
   Result<std::shared_ptr<const TokenConstraint>> JsonSchema(const std::string& schema_json);
+  // One of these again, by its source(): for another process with the same tokenizer.
+  Result<std::shared_ptr<const TokenConstraint>> FromSource(const std::string& source);
 
  private:
   struct Vocabulary;

@@ -55,10 +55,28 @@ Status Scheduler::AddRequest(RequestSpec spec) {
   request.arrival = next_arrival_++;
   // Without sampling there is nothing that n choices could differ in.
   if (request.spec.max_tokens == 0) request.spec.n = 1;
+  const auto begun = [](const GeneratedTokens& choice) { return !choice.tokens.empty(); };
+  if (std::any_of(request.spec.generated.begin(), request.spec.generated.end(), begun)) {
+    AddGenerated(request);
+    return Status::Ok();
+  }
   Sequence* leader = NewSequence(request, 0, request.spec.n);
   if (request.spec.prompt_logprobs) leader->next_scored = 1;
   waiting_.insert(leader);
   return Status::Ok();
+}
+
+void Scheduler::AddGenerated(Request& request) {
+  LM_CHECK(static_cast<int32_t>(request.spec.generated.size()) == request.spec.n);
+  for (int32_t choice = 0; choice < request.spec.n; ++choice) {
+    const GeneratedTokens& generated = request.spec.generated[choice];
+    if (generated.finished) continue;
+    LM_CHECK(static_cast<int32_t>(generated.tokens.size()) < request.spec.max_tokens);
+    Sequence* sequence = NewSequence(request, choice, 1);
+    sequence->tokens.insert(sequence->tokens.end(), generated.tokens.begin(), generated.tokens.end());
+    waiting_.insert(sequence);
+  }
+  LM_CHECK_MSG(!request.live.empty(), "every choice has finished");
 }
 
 Sequence* Scheduler::NewSequence(Request& request, int32_t choice, int32_t choices) {
