@@ -29,6 +29,14 @@ std::vector<CacheCost> CompareCacheCost(const ModelConfig& config, int64_t eleme
   return costs;
 }
 
+std::string TierReport(const EngineStats& stats) {
+  const KvTierStats& kv = stats.kv;
+  if (kv.offloaded + kv.stored + kv.fetched + kv.failed == 0) return "";
+  return fmt::format("cache tiers: host memory {} blocks written, {} read; disk {} written, {} read, {} not to be had; "
+                     "{} of {} prompt tokens found cached\n", kv.offloaded, kv.restored, kv.stored, kv.fetched, kv.failed,
+                     stats.prefix_hits, stats.prefix_queries);
+}
+
 std::string CacheReport(const ModelConfig& config, const std::string& kv_dtype) {
   auto costs = CompareCacheCost(config, ElementBytes(kv_dtype));
   auto own = static_cast<double>(costs.front().bytes_per_token);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/config/model_config.h"
+#include "runtime/engine/engine.h"
 
 namespace latentmesh {
 
@@ -22,6 +23,8 @@ std::vector<CacheCost> CompareCacheCost(const ModelConfig& config, int64_t eleme
 
 // "cache: 70272 bytes/token (MLA, bf16); MHA 4997120 (98.6 % less); ..." `saved` is against each other form.
 std::string CacheReport(const ModelConfig& config, const std::string& kv_dtype);
+// "cache tiers: ...\n": blocks written to host memory and disk and read back; empty when there was none.
+std::string TierReport(const EngineStats& stats);
 int64_t ElementBytes(const std::string& kv_dtype);     // of "f32" or "bf16"
 
 }  // namespace latentmesh

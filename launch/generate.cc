@@ -133,6 +133,7 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
 
 void GenerateCommand::Report(const Runtime& runtime, const Engine& engine, double seconds) const {
   std::string text = SpeedReport(answers_, seconds) + "\n" + DraftReport(DraftsBetween({}, engine.Stats())) +
+                     TierReport(engine.Stats()) +
                      CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), format_ == "text" ? stdout : stderr);
 }

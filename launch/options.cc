@@ -39,6 +39,9 @@ void RegisterMemory(FlagSet& flags, EngineOptions* engine) {
   flags.Add("--max-model-len", &engine->max_model_len, "Longest prompt plus output; 0: max_position_embeddings",
             kNonNegative);
   flags.Add("--block-size", &engine->block_size, "Tokens a cache block holds", {.min = 1, .max = 65536});
+  flags.AddSize("--kv-offload", &engine->kv_offload, "Host memory a rank for prefixes that the cache evicts; 0: none");
+  flags.Add("--kv-store", &engine->kv_store, "Folder on a local disk that keeps prefixes, also for later runs");
+  flags.AddSize("--kv-store-size", &engine->kv_store_size, "Bytes it may hold for each model and part of the layout");
   flags.AddSize("--kv-memory", &engine->kv_memory, "Memory of the cache a rank, e.g. 4GB or 512MiB; 0: what fits");
 }
 

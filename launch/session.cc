@@ -59,6 +59,7 @@ Result<std::unique_ptr<Runtime>> StartRuntime(Job& job, const ModelFlags& flags)
 
 Result<std::unique_ptr<Runtime>> StartRuntime(Job& job, const ModelFlags& flags, EngineOptions options) {
   if (job.rank() == 0 && flags.log_level != "off") options.load_progress = LoadDisplay();
+  if (job.rank() == 0) options.warn = LogWarning;
   Stopwatch watch;
   LM_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> runtime, Runtime::Create(job, options));
   if (job.rank() != 0) return runtime;

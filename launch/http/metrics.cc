@@ -26,6 +26,19 @@ void AppendSimple(std::string& text, const char* name, const char* type, const c
                  name, help, type, value);
 }
 
+// Lower tiers of the cache; zeros without --kv-offload and --kv-store.
+void AppendTiers(std::string& text, const KvTierStats& kv) {
+  auto tiers = [&](const char* name, const char* type, const char* help, int64_t host, int64_t disk) {
+    fmt::format_to(std::back_inserter(text),
+                   "# HELP latentmesh:{0} {1}\n# TYPE latentmesh:{0} {2}\nlatentmesh:{0}{{tier=\"host\"}} {3}\n"
+                   "latentmesh:{0}{{tier=\"disk\"}} {4}\n", name, help, type, host, disk);
+  };
+  tiers("kv_offload_blocks", "gauge", "Cache blocks held below the cache.", kv.host_blocks, kv.disk_blocks);
+  tiers("kv_offload_stored_blocks_total", "counter", "Cache blocks written there.", kv.offloaded, kv.stored);
+  tiers("kv_offload_loaded_blocks_total", "counter", "Cache blocks read back.", kv.restored, kv.fetched);
+  AppendSimple(text, "kv_offload_failed_loads_total", "counter", "Blocks that some rank's disk did not have.", kv.failed);
+}
+
 }  // namespace
 
 Histogram::Histogram(std::string name, std::string help, std::vector<double> bounds)
@@ -80,6 +93,7 @@ std::string ServeMetrics::PrometheusText(const EngineStats& stats, int64_t conne
   AppendSimple(text, "generation_tokens_total", "counter", "Generated tokens.", stats.generated_tokens);
   AppendSimple(text, "prefix_cache_queries_total", "counter", "Prompt tokens looked up.", stats.prefix_queries);
   AppendSimple(text, "prefix_cache_hits_total", "counter", "Prompt tokens found cached.", stats.prefix_hits);
+  AppendTiers(text, stats.kv);
   AppendSimple(text, "num_preemptions_total", "counter", "Sequences put back for lack of cache.", stats.preemptions);
   text +=
       "# HELP latentmesh:request_success_total Finished choices.\n# TYPE latentmesh:request_success_total counter\n";

@@ -87,8 +87,15 @@ int32_t PrefixCache::Insert(int32_t parent, std::span<const int32_t> tokens, uin
   return block;
 }
 
+int32_t PrefixCache::FindAfter(int32_t parent, std::span<const int32_t> tokens, uint64_t salt) const {
+  LM_CHECK_MSG(parent < 0 || entries_[parent].known, "the predecessor is not in the prefix cache");
+  const uint64_t hash = hash_(parent < 0 ? RootHash(salt) : entries_[parent].hash, tokens);
+  return Find(hash, parent < 0 ? 0 : entries_[parent].serial, tokens, salt);
+}
+
 void PrefixCache::Evict(int32_t block) {
   LM_CHECK(entries_[block].known);
+  if (on_evict_) on_evict_(block);
   by_hash_.erase(entries_[block].hash);
   entries_[block] = Entry{};
 }

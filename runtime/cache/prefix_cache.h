@@ -44,6 +44,11 @@ class PrefixCache {
   // the block stays unknown and -1 is returned: the caller keeps `block` and can insert nothing after it.
   int32_t Insert(int32_t parent, std::span<const int32_t> tokens, uint64_t salt, int32_t block);
 
+  // The known block that holds `tokens` after `parent` (as in Insert), or -1. No reference, no statistics.
+  int32_t FindAfter(int32_t parent, std::span<const int32_t> tokens, uint64_t salt) const;
+  // Told before a block's content is given up, while it is still there.
+  void SetEvictListener(BlockPool::EvictListener listener) { on_evict_ = std::move(listener); }
+
   int32_t block_size() const { return block_size_; }
   int64_t size() const { return static_cast<int64_t>(by_hash_.size()); }   // blocks known
   int64_t queries() const { return queries_; }                             // tokens looked for
@@ -73,6 +78,7 @@ class PrefixCache {
   int64_t next_serial_ = 1;
   int64_t queries_ = 0;
   int64_t hits_ = 0;
+  BlockPool::EvictListener on_evict_;
 };
 
 }  // namespace latentmesh

@@ -18,6 +18,7 @@
 #include "runtime/engine/engine_options.h"
 #include "runtime/engine/memory_plan.h"
 #include "runtime/engine/request.h"
+#include "runtime/schedule/kv_tiers.h"
 #include "runtime/model/weight_store.h"
 
 namespace latentmesh {
@@ -35,6 +36,7 @@ struct EngineStats {
   int64_t preemptions = 0;
   int64_t prefix_queries = 0;          // tokens
   int64_t prefix_hits = 0;             // tokens
+  KvTierStats kv;                      // blocks in and from host memory and disk
   int64_t draft_tokens = 0;            // proposed by speculative decoding and verified
   int64_t accepted_tokens = 0;         // of those
   int64_t verified_steps = 0;          // sequence steps that carried drafts; each gave 1 + its accepted tokens

@@ -14,6 +14,7 @@ namespace {
 
 constexpr auto kIdleWait = std::chrono::milliseconds(100);
 constexpr auto kSnapshotEvery = std::chrono::milliseconds(100);
+constexpr int64_t kLoadBytesPerStep = 64 << 20;   // of a rank, from lower tiers: what a step may be held up for
 constexpr auto kHeartbeatEvery = std::chrono::milliseconds(500);
 
 SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
@@ -25,6 +26,13 @@ SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
   options.max_seqs = static_cast<int32_t>(setup.limits.max_seqs);
   options.max_model_len = static_cast<int32_t>(setup.limits.max_model_len);
   options.prefix_caching = setup.options.prefix_caching;
+  if (!setup.has_tiers()) return options;
+  int64_t block = static_cast<int64_t>(setup.cache.BytesPerBlock());
+  options.kv.host_slots = setup.plan.offload_blocks;
+  options.kv.disk = !setup.options.kv_store.empty();
+  options.kv.ranks = setup.shard.layout.pp * setup.shard.layout.tp;
+  options.kv.loads_per_step = static_cast<int32_t>(std::clamp<int64_t>(kLoadBytesPerStep / block, 1, 1024));
+  options.kv.fetches = static_cast<int32_t>(std::clamp<int64_t>(kLoadBytesPerStep / block, 2, 256));
   return options;
 }
 
@@ -156,6 +164,7 @@ EngineStats EngineImpl::Stats() const {
   stats.preemptions = s.preemptions;
   stats.prefix_queries = s.prefix_queries;
   stats.prefix_hits = s.prefix_hits;
+  stats.kv = s.kv;
   stats.draft_tokens = speculation_.drafts;
   stats.accepted_tokens = speculation_.accepted;
   stats.verified_steps = speculation_.verifications;
@@ -203,19 +212,43 @@ bool EngineImpl::Step() {
     if (step.empty() && scheduler_->HasWork())
       throw Error(StatusCode::kInternal, "the scheduler has requests but no step for them");
   }
-  bool worked = !step.empty() || !deliveries.empty();
+  bool worked = !step.empty() || !deliveries.empty(), runs_model = !step.sequences.empty();
   std::vector<DraftSeed> seeds;
   auto started = Clock::now();
   if (!step.empty()) {
     StepResult result = RunPlan(ModelCommand(worker_.setup().options.attention, step.plan));
-    Collect(step, result, deliveries, seeds);
+    if (runs_model) Collect(step, result, deliveries, seeds);
+    std::vector<std::string> warnings;
+    {
+      std::lock_guard lock(mutex_);
+      warnings = TakeKvReports(result.kv_reports);
+    }
+    Warn(warnings);
   }
   double seconds = std::chrono::duration<double>(Clock::now() - started).count();
   for (const Delivery& d : deliveries)
     if (d.on_output) d.on_output(d.output);
   if (!seeds.empty()) Speculate(step, std::move(seeds), seconds);
-  if (!step.empty()) balancer_.AfterStep([this](const BalanceCommand& command) { return RunBalance(command); });
+  if (runs_model) balancer_.AfterStep([this](const BalanceCommand& command) { return RunBalance(command); });
   return worked;
+}
+
+// Feeds the scheduler; returns what the user should hear.
+std::vector<std::string> EngineImpl::TakeKvReports(const std::vector<KvReport>& reports) {
+  const ParallelConfig& layout = worker_.setup().shard.layout;
+  std::vector<std::string> warnings;
+  for (size_t rank = 0; rank < reports.size(); ++rank) {
+    scheduler_->OnKvEvents(static_cast<int32_t>(rank) / layout.tp % layout.dp, reports[rank].events);
+    for (const std::string& warning : reports[rank].warnings)
+      warnings.push_back(control_.DescribeRank(static_cast<int>(rank)) + ": " + warning);
+  }
+  return warnings;
+}
+
+void EngineImpl::Warn(const std::vector<std::string>& warnings) const {
+  const auto& warn = worker_.setup().options.warn;
+  for (const std::string& warning : warnings)
+    if (warn) warn(warning);
 }
 
 std::vector<EngineImpl::Delivery> EngineImpl::TakeCancelled() {
@@ -478,6 +511,10 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
   int64_t done = 0;
   while (scheduler_->HasRequest(spec.id)) {
     ScheduledStep step = scheduler_->Schedule();
+    if (!step.runs_model()) {
+      Warn(TakeKvReports(RunPlan(ModelCommand(options.attention, step.plan)).kv_reports));
+      continue;
+    }
     LM_CHECK(step.sequences.size() == 1);
     const ScheduledSequence& entry = step.sequences[0];
     SequenceStep& part = step.plan.shards[static_cast<size_t>(entry.shard)].sequences[0];
@@ -498,6 +535,7 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
       score.draft_logits.insert(score.draft_logits.end(), logits.begin(), logits.end());
     }
     done += tokens;
+    Warn(TakeKvReports(result.kv_reports));
     scheduler_->Commit(step.plan.step, {});
   }
   return score;

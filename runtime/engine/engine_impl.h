@@ -44,6 +44,8 @@ class EngineImpl : public Engine {
   const Tokenizer* tokenizer() const override { return tokenizer_.get(); }
   int max_model_len() const override { return worker_.setup().options.max_model_len; }
 
+  // What lies on the ranks' disks, before the first step, and what became of it, after the last.
+  void AddKvReports(const std::vector<KvReport>& reports) { Warn(TakeKvReports(reports)); }
   // Tells the workers to leave their loops.
   void Shutdown();
 
@@ -70,6 +72,7 @@ class EngineImpl : public Engine {
   std::unique_ptr<Live> MakeLive(Request request);
   RequestSpec SpecOf(const Live& live) const;
   StepResult RunPlan(StepCommand command);
+  std::vector<std::string> TakeKvReports(const std::vector<KvReport>& reports);
   std::vector<Delivery> TakeCancelled();
   // Samples, commits, and notes in `seeds` what the draft layer can go on from.
   void Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries,
@@ -86,6 +89,7 @@ class EngineImpl : public Engine {
   void Finish(int64_t id, std::vector<Delivery>& deliveries);
   void SnapshotLoads();
   std::vector<std::string> RunBalance(const BalanceCommand& command);
+  void Warn(const std::vector<std::string>& warnings) const;
   double Since(const Live& live) const { return std::chrono::duration<double>(Clock::now() - live.submitted).count(); }
 
   Worker& worker_;

@@ -26,6 +26,9 @@ struct EngineOptions {
   int max_model_len = 0;              // 0: max_position_embeddings
   int block_size = 64;                // tokens a cache block holds on one rank
   uint64_t kv_memory = 0;             // bytes a rank for the cache; 0: what memory allows, up to what max_seqs can use
+  uint64_t kv_offload = 0;            // bytes of host memory a rank for blocks that the cache evicts; 0: none
+  std::string kv_store;               // folder on a local disk that keeps blocks, also for later runs; empty: none
+  uint64_t kv_store_size = uint64_t{16} << 30;   // bytes of it for each model and part of the layout
   int threads = 0;                    // compute threads a rank
   bool prefix_caching = true;
   bool share_gpu = false;
@@ -40,6 +43,7 @@ struct EngineOptions {
   int balance_interval = 0;           // steps between two looks at the loads; 0: off, or chosen with expert_balance
   int ranks_per_node = 0;             // filled in by Runtime
   std::string trace;                  // file for a timeline of all ranks (trace.h); empty: off
+  std::function<void(const std::string&)> warn;   // called on rank 0, from the engine's thread, for what only costs time
   std::function<void(const LoadProgress&)> load_progress;   // called on rank 0
   std::function<void()> keep_alive;   // called between steps: for a CreateLocal run inside a job's body
 };

@@ -7,6 +7,7 @@
 
 #include "parallel/bootstrap.h"
 #include "parallel/local_communicator.h"
+#include "runtime/engine/engine.h"
 
 namespace latentmesh {
 

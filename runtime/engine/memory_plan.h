@@ -13,6 +13,8 @@ struct MemoryPlan {
   uint64_t communication = 0;
   uint64_t available = 0;              // what the device had free
   int64_t cache_blocks = 0;            // of block_size tokens
+  uint64_t offload = 0;                // host memory for evicted blocks; on a CPU taken from what is free before all else
+  int64_t offload_blocks = 0;
   int64_t cache_bytes_per_token = 0;   // all layers of this rank
   uint64_t total() const { return weights + cache + activations + communication; }
 };

@@ -132,6 +132,11 @@ void RankSetup::SetBlocks(int64_t blocks) {
   plan.cache = cache.Bytes();
 }
 
+void RankSetup::SetOffloadBlocks(int64_t blocks) {
+  plan.offload_blocks = blocks;
+  plan.offload = cache.BytesPerBlock() * static_cast<uint64_t>(blocks);
+}
+
 Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelConfig& config, int world_size,
                                      DeviceKind device) {
   EngineOptions r = options;
@@ -157,6 +162,8 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   r.max_seqs = std::min(r.max_seqs, r.max_batch_tokens);
   LM_RETURN_IF_ERROR(ResolveSpeculation(config, r));
   LM_RETURN_IF_ERROR(ResolveBalance(config, r));
+  if ((r.kv_offload > 0 || !r.kv_store.empty()) && !r.prefix_caching)
+    return InvalidArgument("--kv-offload and --kv-store keep cached prefixes; leave out --no-prefix-caching");
   return r;
 }
 
@@ -185,6 +192,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   if (config.n_routed_experts > 0)
     s.plan.communication = MoeWorkspace::Bytes(MoeConfigOf(config), s.moe_options(), mesh.ep_size());
   if (resolved.expert_balance) s.plan.communication += RankBalancer::StagingBytes(weights, s.weight_options.expert_slots);
+  if (device == DeviceKind::kCpu) available -= std::min(available, resolved.kv_offload);
   s.plan.available = available;
 
   s.cache.layers = s.shard.layers.count + (s.weight_options.mtp ? 1 : 0);
@@ -202,11 +210,24 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   uint64_t budget = resolved.kv_memory > 0 ? std::min(resolved.kv_memory, room) : device == DeviceKind::kCuda ? room : room / 2;
   s.cache_budget = budget;
   uint64_t block = std::max<uint64_t>(1, s.cache.BytesPerBlock());
+  s.SetOffloadBlocks(static_cast<int64_t>(resolved.kv_offload / block));
   s.SetBlocks(std::min(most, static_cast<int64_t>(budget / block)));
   return s;
 }
 
+// Both tiers must have room for a block; all ranks check their own.
+Status CheckTiers(const RankSetup& s) {
+  uint64_t block = s.cache.BytesPerBlock();
+  if (s.options.kv_offload > 0 && s.options.kv_offload < block)
+    return InvalidArgument(fmt::format("--kv-offload {} bytes: one cache block takes {}", s.options.kv_offload, block));
+  if (!s.options.kv_store.empty() && s.options.kv_store_size < 2 * block)
+    return InvalidArgument(fmt::format("--kv-store-size {} bytes: one cache block takes {}, give room for two at least",
+                                       s.options.kv_store_size, block));
+  return Status::Ok();
+}
+
 Status CheckMemory(const RankSetup& s) {
+  LM_RETURN_IF_ERROR(CheckTiers(s));
   int64_t needed = s.blocks_per_sequence();
   if (s.cache.num_blocks >= needed) return Status::Ok();
   uint64_t fixed = s.plan.weights + s.plan.activations + s.plan.communication;

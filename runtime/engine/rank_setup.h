@@ -33,6 +33,8 @@ struct RankSetup {
   bool drafts_with_layer() const { return options.speculative_tokens > 0 && options.speculative == "mtp"; }
   MoeWorkspaceOptions moe_options() const;
   void SetBlocks(int64_t blocks);
+  void SetOffloadBlocks(int64_t blocks);
+  bool has_tiers() const { return plan.offload_blocks > 0 || !options.kv_store.empty(); }
 };
 
 // Fills in what the user left open. kInvalidArgument names the flag.

@@ -8,6 +8,7 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/config/published_shapes.h"
 #include "runtime/engine/engine_impl.h"
+#include "runtime/engine/kv_identity.h"
 #include "runtime/model/stored_formats.h"
 #include "runtime/engine/trace_file.h"
 
@@ -60,7 +61,8 @@ class RuntimeImpl : public Runtime {
     LM_ASSIGN_OR_RETURN(worker_, Worker::Create(setup_, *source_, *device_, comms_, *peers_.control));
     worker_->Watch(audit_.get(), fault_);
     if (!setup_.options.trace.empty()) clock_ahead_ = MeasureClockAhead(*peers_.control);
-    return OnAllRanks([&] { return peers_.rank == 0 ? CreateEngine() : Status::Ok(); });
+    LM_RETURN_IF_ERROR(OnAllRanks([&] { return peers_.rank == 0 ? CreateEngine() : Status::Ok(); }));
+    return setup_.has_tiers() ? OpenTiers() : Status::Ok();
   }
 
   Status Run(const std::function<Status(Engine&)>& body) override {
@@ -74,6 +76,10 @@ class RuntimeImpl : public Runtime {
         engine_->Shutdown();
       } else {
         WorkerLoop();
+      }
+      if (setup_.has_tiers()) {
+        std::vector<KvReport> reports = worker_->FinishTiers();
+        if (engine_ != nullptr) engine_->AddKvReports(reports);
       }
     }
     if (traced) {
@@ -164,15 +170,17 @@ class RuntimeImpl : public Runtime {
   Status AgreeOnBlocks() {
     const auto* mine = reinterpret_cast<const char*>(&setup_.plan);
     std::vector<std::string> all = peers_.control->Gather(std::string(mine, sizeof(MemoryPlan)));
-    int64_t blocks = setup_.plan.cache_blocks;
+    int64_t blocks = setup_.plan.cache_blocks, offload_blocks = setup_.plan.offload_blocks;
     for (const std::string& bytes : all) {
       MemoryPlan plan;
       LM_CHECK(bytes.size() == sizeof plan);
       std::copy_n(bytes.data(), sizeof plan, reinterpret_cast<char*>(&plan));
       plans_.push_back(plan);
       blocks = std::min(blocks, plan.cache_blocks);
+      offload_blocks = std::min(offload_blocks, plan.offload_blocks);
     }
     setup_.SetBlocks(std::stoll(FromRank0(std::to_string(blocks))));
+    setup_.SetOffloadBlocks(std::stoll(FromRank0(std::to_string(offload_blocks))));
     uint64_t block_tokens = static_cast<uint64_t>(setup_.limits.block_size);
     for (MemoryPlan& plan : plans_) {
       plan.cache_blocks = setup_.plan.cache_blocks;
@@ -187,6 +195,29 @@ class RuntimeImpl : public Runtime {
       LM_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(wanted_.model));
     }
     LM_ASSIGN_OR_RETURN(engine_, EngineImpl::Create(*worker_, *peers_.control, std::move(tokenizer)));
+    return Status::Ok();
+  }
+
+  // Collective: the disk's folder, if any, and what rank 0 must know of it.
+  Status OpenTiers() {
+    std::unique_ptr<DiskStore> store;
+    if (!setup_.options.kv_store.empty()) {
+      Result<std::string> model = std::string();
+      LM_RETURN_IF_ERROR(OnAllRanks([&] {
+        if (peers_.rank == 0) model = ModelIdentity(wanted_, checkpoint_ ? checkpoint_->files() : std::vector<std::string>());
+        return model.status();
+      }));
+      DiskStoreOptions options;
+      options.folder = setup_.options.kv_store;
+      options.facts = {BlockIdentity(FromRank0(*model), setup_), setup_.cache.BytesPerBlock()};
+      options.limit = setup_.options.kv_store_size;
+      LM_RETURN_IF_ERROR(OnAllRanks([&]() -> Status {
+        LM_ASSIGN_OR_RETURN(store, DiskStore::Open(options));
+        return Status::Ok();
+      }));
+    }
+    std::vector<KvReport> reports = worker_->OpenTiers(std::move(store));
+    if (engine_ != nullptr) engine_->AddKvReports(reports);
     return Status::Ok();
   }
 

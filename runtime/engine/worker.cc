@@ -8,6 +8,11 @@
 #include "parallel/trace.h"
 
 namespace latentmesh {
+namespace {
+
+constexpr auto kReportWait = std::chrono::milliseconds(2);   // for the disk, when there is nothing else to do
+
+}  // namespace
 
 Worker::Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control)
     : setup_(std::move(setup)), device_(device), comms_(comms), control_(control), stream_(device.CreateStream()),
@@ -92,6 +97,12 @@ StepResult Worker::Execute(const StepCommand& command) {
   RecordFlight(command.plan.step, "computing");
   InjectFault(fault_, control_.rank(), command.plan.step);
   const ShardStep& mine = command.plan.shards[static_cast<size_t>(setup_.shard.dp_rank)];
+  if (mover_ != nullptr) mover_->Run(mine.kv);
+  StepResult result;
+  if (command.plan.kind == StepKind::kTransfer) {
+    if (command.plan.kv_report) result.kv_reports = GatherKvReports(kReportWait);
+    return result;
+  }
   StepBatch batch = builder_->Build(mine, command.attention, device_, *stream_);
   std::vector<float> captured;
   if (command.draft == DraftRound::kNone) {
@@ -101,15 +112,36 @@ StepResult Worker::Execute(const StepCommand& command) {
   } else if (setup_.shard.last_stage()) {
     RunDraft(command, batch);
   }
-  StepResult result;
   if (control_.rank() == 0) result.shards.resize(command.plan.shards.size());
   CollectLogits(command, batch, result);
   if (command.capture_hidden) SendHidden(command, captured, result);
+  if (command.plan.kv_report) result.kv_reports = GatherKvReports({});
   if (audit_ != nullptr) {
     Status same = audit_->Compare(control_);
     if (!same.ok()) throw Error(same.code(), "step " + std::to_string(command.plan.step) + ", --check-collectives: " + same.message());
   }
   return result;
+}
+
+std::vector<KvReport> Worker::OpenTiers(std::unique_ptr<DiskStore> store) {
+  mover_ = std::make_unique<KvMover>(*cache_, *stream_, setup_.plan.offload_blocks, std::move(store));
+  return GatherKvReports({});
+}
+
+std::vector<KvReport> Worker::FinishTiers() {
+  mover_->Finish();
+  return GatherKvReports({});
+}
+
+std::vector<KvReport> Worker::GatherKvReports(std::chrono::milliseconds wait) {
+  KvReport mine = mover_ == nullptr ? KvReport() : mover_->TakeReport(wait);
+  std::vector<KvReport> reports;
+  for (const std::string& bytes : control_.Gather(EncodeKvReport(mine))) {
+    Result<KvReport> report = DecodeKvReport(bytes);
+    if (!report.ok()) throw Error(report.status().code(), report.status().message());
+    reports.push_back(std::move(report).value());
+  }
+  return reports;
 }
 
 void Worker::RunDraft(const StepCommand& command, const StepBatch& batch) {

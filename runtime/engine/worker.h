@@ -9,6 +9,7 @@
 #include "parallel/control_channel.h"
 #include "runtime/engine/balancer_rank.h"
 #include "runtime/engine/fault_injection.h"
+#include "runtime/engine/kv_mover.h"
 #include "runtime/engine/rank_setup.h"
 #include "runtime/engine/step_command.h"
 #include "runtime/engine/weight_source.h"
@@ -25,6 +26,7 @@ struct StepResult {
     int64_t tokens = 0;
   };
   std::vector<Shard> shards;           // [dp]
+  std::vector<KvReport> kv_reports;    // [ranks] when the plan asked for them
 };
 
 class Worker {
@@ -35,6 +37,11 @@ class Worker {
 
   // Collective over the world; a draft round runs on the ranks of the last stage only. Throws Error when a peer fails.
   StepResult Execute(const StepCommand& command);
+  // Before the first step, with lower cache tiers; `store` may be null. Collective over the world: what lies on the ranks'
+  // disks (rank 0; elsewhere empty).
+  std::vector<KvReport> OpenTiers(std::unique_ptr<DiskStore> store);
+  // After the last step: what they wrote is on their disks then.
+  std::vector<KvReport> FinishTiers();
   // Before the first step. `audit` logs this worker's communicators and may be null; it outlives the worker.
   void Watch(CollectiveAudit* audit, const Fault& fault) { audit_ = audit, fault_ = fault; }
 
@@ -52,6 +59,7 @@ class Worker {
   Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control);
   Status Allocate(const StoredDType& stored);
   Status LoadModelWeights(const WeightSource& source);
+  std::vector<KvReport> GatherKvReports(std::chrono::milliseconds wait);
   void RunDraft(const StepCommand& command, const StepBatch& batch);
   HiddenObserver Capture(std::vector<float>& captured);
   void SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result);
@@ -74,6 +82,7 @@ class Worker {
   std::unique_ptr<StepBatchBuilder> builder_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<LatentKvCache> cache_;
+  std::unique_ptr<KvMover> mover_;           // with lower cache tiers
   std::unique_ptr<RankBalancer> balancer_;   // with routed experts
   TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
   std::vector<int64_t> main_rows_;        // first row of each sequence of the last step that ran the model

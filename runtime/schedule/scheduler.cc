@@ -92,6 +92,7 @@ Sequence* Scheduler::NewSequence(Request& request, int32_t choice, int32_t choic
   sequence->next_scored = sequence->prompt_size;
   sequence->max_tokens = request.spec.max_tokens;
   sequence->salt = request.spec.cache_salt;
+  if (options_.kv.enabled()) ExtendKeys(sequence, options_.block_size);
   sequences_[sequence->id] = std::move(owned);
   request.live.push_back(sequence);
   return sequence;
@@ -175,11 +176,35 @@ ScheduledStep Scheduler::Schedule() {
   }
   step.plan.shards.resize(shards_.size());
   for (size_t i = 0; i < shards_.size(); ++i) Describe(step, static_cast<int32_t>(i));
-  if (step.empty()) return step;
+  const bool moves = TakeMoves(step.plan);
+  if (step.sequences.empty()) {
+    if (moves) step.plan.kind = StepKind::kTransfer;
+    step.plan.step = next_step_;
+    return step;
+  }
   for (size_t i = 0; i < shards_.size(); ++i) step.plan.shards[i].copies = shards_[i]->TakeCopies();
   step.plan.step = next_step_++;
   in_flight_.push_back({step.plan.step, step.sequences});
   return step;
+}
+
+// True when there are moves to make, or sequences wait for the disk.
+bool Scheduler::TakeMoves(StepPlan& plan) {
+  bool moves = false;
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    KvTiers* tiers = shards_[i]->tiers();
+    if (tiers == nullptr) continue;
+    plan.shards[i].kv = tiers->TakeOps();
+    plan.kv_report = plan.kv_report || tiers->awaits_report();
+    moves = moves || !plan.shards[i].kv.empty() || shards_[i]->loading();
+  }
+  return moves;
+}
+
+void Scheduler::OnKvEvents(int32_t shard, std::span<const KvEvent> events) {
+  KvTiers* tiers = shards_[shard]->tiers();
+  LM_CHECK(tiers != nullptr || events.empty());
+  for (const KvEvent& event : events) tiers->OnEvent(event);
 }
 
 // Longest prefix hit, then fewest running sequences, then fewest blocks in use. Shards that are much busier than the
@@ -335,7 +360,8 @@ SchedulerStats Scheduler::Stats() const {
     stats.preemptions += shard->preemptions();
     if (shard->cache() == nullptr) continue;
     stats.prefix_queries += shard->cache()->queries();
-    stats.prefix_hits += shard->cache()->hits();
+    stats.prefix_hits += shard->cache()->hits() + shard->loaded_tokens();
+    if (shard->tiers() != nullptr) stats.kv += shard->tiers()->stats();
   }
   return stats;
 }

@@ -67,7 +67,9 @@ struct ScheduledSequence {
 struct ScheduledStep {
   StepPlan plan;                     // kRun, one shard for each dp rank
   std::vector<ScheduledSequence> sequences;
-  bool empty() const { return sequences.empty(); }   // nothing to do: do not run or commit it
+  // Nothing to do: do not run or commit it. A step of moves between tiers only (kTransfer) is run and not committed.
+  bool empty() const { return sequences.empty() && plan.kind != StepKind::kTransfer; }
+  bool runs_model() const { return plan.kind == StepKind::kRun; }
 };
 
 // One choice's tokens of a step.
@@ -87,7 +89,8 @@ struct SchedulerStats {
   double cache_usage() const { return blocks == 0 ? 0.0 : static_cast<double>(blocks_used) / blocks; }
   int64_t preemptions = 0;           // counters since the start
   int64_t prefix_queries = 0;        // tokens
-  int64_t prefix_hits = 0;           // tokens
+  int64_t prefix_hits = 0;           // tokens, those from lower tiers included
+  KvTierStats kv;                    // of all shards
   int64_t scheduled_tokens = 0;
   int64_t steps = 0;
 };
@@ -112,6 +115,9 @@ class Scheduler {
   // Draft tokens (speculative decoding) that the next Schedule appends to a decoding sequence, as many as fit.
   // Forgotten when the sequence is preempted or committed.
   void ProposeDrafts(int64_t request, int32_t choice, std::vector<int32_t> drafts);
+
+  // A rank of the shard reports from its disk; before the first step: what it has.
+  void OnKvEvents(int32_t shard, std::span<const KvEvent> events);
 
   bool HasWork() const { return !requests_.empty() || !in_flight_.empty(); }
   bool HasRequest(int64_t request) const { return requests_.count(request) != 0; }
@@ -143,6 +149,7 @@ class Scheduler {
 
   ShardScheduler* ChooseShard(const Sequence& sequence);
   void Describe(ScheduledStep& step, int32_t shard);
+  bool TakeMoves(StepPlan& plan);
 
   using Results = std::map<std::pair<int64_t, int32_t>, const ChoiceResult*>;
   void CommitSequence(const ScheduledSequence& entry, const Results& results);

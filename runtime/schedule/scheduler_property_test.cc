@@ -51,6 +51,7 @@ class CacheSimulator {
     std::copy_n(slots.begin() + int64_t{copy.from} * block_size_, block_size_,
                 slots.begin() + int64_t{copy.to} * block_size_);
   }
+  int32_t* Block(int shard, int32_t block) { return &slots_[shard].at(int64_t{block} * block_size_); }
   int32_t& At(int shard, const SequenceStep& sequence, int32_t position) {
     return slots_[shard].at(int64_t{sequence.blocks.at(position / block_size_)} * block_size_ + position % block_size_);
   }
@@ -58,6 +59,81 @@ class CacheSimulator {
  private:
   int32_t block_size_;
   std::vector<std::vector<int32_t>> slots_;
+};
+
+using Content = std::vector<int32_t>;
+
+// Host slots, and a disk for each rank of one shard that answers late, forgets and fails now and then.
+class TierSimulator {
+ public:
+  TierSimulator(const KvTierOptions& options, std::mt19937_64* random)
+      : options_(options), random_(random), slots_(options.host_slots), ranks_(options.ranks) {}
+
+  // `block` [block_size] of the cache; not used by kFetch and kDrop.
+  void Move(const KvOp& op, int32_t* block, int32_t size) {
+    switch (op.kind) {
+      case KvOpKind::kOffload: slots_.at(op.slot).assign(block, block + size); break;
+      case KvOpKind::kRestore:
+        ASSERT_EQ(slots_.at(op.slot).size(), static_cast<size_t>(size));
+        std::ranges::copy(slots_[op.slot], block);
+        break;
+      case KvOpKind::kAccept:
+        for (Rank& rank : ranks_) {
+          ASSERT_EQ(rank.ready.count(op.key), 1u) << "not all ranks have the block";
+          std::ranges::copy(rank.ready.extract(op.key).mapped(), block);
+        }
+        break;
+      case KvOpKind::kDrop:
+        for (Rank& rank : ranks_) rank.ready.erase(op.key);
+        break;
+      default:
+        for (Rank& rank : ranks_) rank.queue.push_back({op, op.block < 0 ? Content{} : Content(block, block + size)});
+    }
+  }
+  // Every rank works on its queue for a while, in order.
+  std::vector<KvEvent> Events() {
+    std::vector<KvEvent> events;
+    for (Rank& rank : ranks_) {
+      while (!rank.queue.empty() && Chance(0.7)) {
+        Serve(rank, rank.queue.front(), events);
+        rank.queue.erase(rank.queue.begin());
+      }
+      if (!rank.disk.empty() && Chance(0.1)) {
+        const BlockKey lost = rank.disk.begin()->first;
+        rank.disk.erase(rank.disk.begin());
+        if (Chance(0.5)) events.push_back({KvEventKind::kGone, lost});   // or another job did it and nobody noticed
+      }
+    }
+    return events;
+  }
+
+ private:
+  struct Queued {
+    KvOp op;
+    Content content;
+  };
+  struct Rank {
+    std::map<BlockKey, Content> disk, ready;
+    std::vector<Queued> queue;
+  };
+  bool Chance(double p) { return std::uniform_real_distribution<>()(*random_) < p; }
+  void Serve(Rank& rank, const Queued& work, std::vector<KvEvent>& events) {
+    const BlockKey key = work.op.key;
+    if (work.op.kind == KvOpKind::kStore) {
+      const bool fails = Chance(0.05);
+      if (!fails) rank.disk[key] = work.content;
+      events.push_back({fails ? KvEventKind::kNotStored : KvEventKind::kStored, key});
+      return;
+    }
+    const auto found = rank.disk.find(key);
+    if (found != rank.disk.end()) rank.ready[key] = found->second;
+    events.push_back({found != rank.disk.end() ? KvEventKind::kReady : KvEventKind::kFailed, key});
+  }
+
+  KvTierOptions options_;
+  std::mt19937_64* random_;
+  std::vector<Content> slots_;
+  std::vector<Rank> ranks_;
 };
 
 struct Scenario {
@@ -75,7 +151,9 @@ class Traffic {
  public:
   explicit Traffic(const Scenario& scenario)
       : scenario_(scenario), random_(scenario.seed), cache_(scenario.options),
-        scheduler_(Scheduler::Create(scenario.options).value()) {}
+        scheduler_(Scheduler::Create(scenario.options).value()) {
+    for (int i = 0; i < scenario.options.dp; ++i) tiers_.emplace_back(scenario.options.kv, &random_);
+  }
 
   void Run() {
     for (int turn = 0; submitted_ < scenario_.requests || scheduler_->HasWork(); ++turn) {
@@ -171,6 +249,8 @@ class Traffic {
       if (!ran.step.empty()) {
         CheckLimits(ran.step);
         Execute(ran);
+        if (ran.step.plan.kv_report) Report();
+        if (!ran.step.runs_model()) return;
         flight_.push_back(std::move(ran));
         if (Chance(0.5)) return;      // sometimes cancel or arrive while steps are in flight
       } else {
@@ -182,6 +262,12 @@ class Traffic {
     flight_.erase(flight_.begin());
     Deliver(ran);
     scheduler_->Commit(ran.step.plan.step, ran.results);
+  }
+
+  void Report() {
+    for (size_t shard = 0; shard < tiers_.size(); ++shard) {
+      scheduler_->OnKvEvents(static_cast<int32_t>(shard), tiers_[shard].Events());
+    }
   }
 
   void CheckLimits(const ScheduledStep& step) {
@@ -201,10 +287,13 @@ class Traffic {
     ASSERT_TRUE(parsed.ok());
   }
 
-  // As a worker does: copies, then all writes, then all reads.
+  // As a worker does: moves between tiers, copies, then all writes, then all reads.
   void Execute(Ran& ran) {
     const StepPlan& plan = ran.step.plan;
     for (size_t shard = 0; shard < plan.shards.size(); ++shard) {
+      for (const KvOp& op : plan.shards[shard].kv) {
+        tiers_[shard].Move(op, op.block < 0 ? nullptr : cache_.Block(shard, op.block), scenario_.options.block_size);
+      }
       for (const BlockCopy& copy : plan.shards[shard].copies) cache_.Copy(shard, copy);
       copies_ += static_cast<int64_t>(plan.shards[shard].copies.size());
       for (const SequenceStep& sequence : plan.shards[shard].sequences) {
@@ -289,6 +378,7 @@ class Traffic {
   std::mt19937_64 random_;
   CacheSimulator cache_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::vector<TierSimulator> tiers_;
   std::map<int64_t, Live> live_;
   std::vector<Ran> flight_;
   int submitted_ = 0;
@@ -369,6 +459,30 @@ TEST(SchedulerProperty, SeveralStepsInFlight) {
     traffic.Run();
     ASSERT_FALSE(HasFailure()) << "seed " << seed;
   }
+}
+
+TEST(SchedulerProperty, LowerTiersGiveBackWhatTheyTook) {
+  KvTierStats sum;
+  for (uint64_t seed = 0; seed < 120; ++seed) {
+    const int block_size = 1 + seed % 4;
+    Scenario scenario{Options(1 + seed % 2, block_size, 90 / block_size, 24, 10), seed};
+    scenario.options.kv.host_slots = seed % 3 == 0 ? 0 : 8 + 10 * (seed % 4);
+    scenario.options.kv.disk = seed % 3 != 1;
+    scenario.options.kv.ranks = 1 + seed % 3;
+    scenario.options.kv.loads_per_step = 1 + seed % 5;
+    scenario.options.kv.fetches = 1 + seed % 7;
+    scenario.in_flight = 1 + seed % 3;
+    scenario.draft_rate = seed % 2 == 0 ? 0 : 0.3;
+    Traffic traffic(scenario);
+    traffic.Run();
+    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+    sum += traffic.scheduler().Stats().kv;
+  }
+  EXPECT_GT(sum.offloaded, 1000);
+  EXPECT_GT(sum.restored, 300);
+  EXPECT_GT(sum.stored, 1000);
+  EXPECT_GT(sum.fetched, 300);
+  EXPECT_GT(sum.failed, 30);
 }
 
 TEST(SchedulerProperty, ManyChoicesFewSlots) {

@@ -28,6 +28,8 @@ struct Sequence {
   std::vector<int32_t> blocks;         // one reference each
   int32_t registered = 0;              // blocks[0, registered) are in the prefix cache
   bool chain_broken = false;           // a hash collision: no later block can be registered
+  std::vector<BlockKey> keys;          // of the full blocks of `tokens`, as far as made; only with lower tiers
+  int32_t load_end = 0;                // blocks [computed / block_size, load_end) are still to come from lower tiers
   std::optional<BlockCopy> copy;       // to be sent with the next plan; holds a reference to copy->from
 
   int32_t shard = -1;                  // -1: waiting
@@ -37,6 +39,7 @@ struct Sequence {
   int32_t next_scored = 0;             // the next prompt token to be scored; prompt_size: none
   int32_t preemptions = 0;
 
+  bool loading() const { return load_end > 0; }
   int32_t remaining() const { return static_cast<int32_t>(tokens.size()) - computed; }
   int32_t outputs() const { return static_cast<int32_t>(tokens.size()) - prompt_size; }
   // Drafts among the tokens in flight: what goes beyond the known tokens.

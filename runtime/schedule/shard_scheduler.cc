@@ -1,5 +1,6 @@
 #include "runtime/schedule/shard_scheduler.h"
 
+#include <algorithm>
 #include <map>
 
 #include <fmt/format.h>
@@ -22,6 +23,10 @@ Status ValidateSchedulerOptions(const SchedulerOptions& options) {
   LM_RETURN_IF_ERROR(AtLeast("max_seqs", options.max_seqs, 1));
   LM_RETURN_IF_ERROR(AtLeast("max_model_len", options.max_model_len, 1));
   LM_RETURN_IF_ERROR(AtLeast("max_imbalance", options.max_imbalance, 1));
+  LM_RETURN_IF_ERROR(AtLeast("kv.host_slots", options.kv.host_slots, 0));
+  LM_RETURN_IF_ERROR(AtLeast("kv.ranks", options.kv.ranks, 1));
+  LM_RETURN_IF_ERROR(AtLeast("kv.loads_per_step", options.kv.loads_per_step, 1));
+  LM_RETURN_IF_ERROR(AtLeast("kv.fetches", options.kv.fetches, 1));
   if (options.blocks_per_shard > INT32_MAX) {
     return InvalidArgument(fmt::format("scheduler: blocks_per_shard = {} exceeds 2^31 - 1", options.blocks_per_shard));
   }
@@ -34,24 +39,37 @@ Status ValidateSchedulerOptions(const SchedulerOptions& options) {
 ShardScheduler::ShardScheduler(const SchedulerOptions& options, int32_t shard)
     : options_(options), shard_(shard), pool_(options.blocks_per_shard) {
   if (options.prefix_caching) cache_ = std::make_unique<PrefixCache>(&pool_, options.block_size);
+  if (!cache_ || !options.kv.enabled()) return;
+  tiers_ = std::make_unique<KvTiers>(options.kv, options.blocks_per_shard);
+  cache_->SetEvictListener([this](int32_t block) { tiers_->OnEvicted(block); });
+}
+
+void ExtendKeys(Sequence* sequence, int32_t block_size) {
+  const std::span<const int32_t> tokens = sequence->tokens;
+  for (size_t i = sequence->keys.size(); (i + 1) * block_size <= tokens.size(); ++i) {
+    const BlockKey parent = i == 0 ? RootKey(sequence->salt) : sequence->keys[i - 1];
+    sequence->keys.push_back(NextKey(parent, tokens.subspan(i * block_size, block_size)));
+  }
 }
 
 void ShardScheduler::Begin() {
   budget_ = options_.max_batch_tokens;
   scheduled_.clear();
   preempted_.clear();
+  if (tiers_) tiers_->BeginStep();
 }
 
 void ShardScheduler::ScheduleRunning() {
+  for (Sequence* sequence : running_) Load(sequence);
   // Preempting erases only sequences after the current one, which leaves the iterator valid.
   for (Sequence* sequence : running_) {
     if (budget_ == 0) return;
-    if (sequence->scheduled > 0 || sequence->remaining() > 1) continue;
+    if (sequence->scheduled > 0 || sequence->remaining() > 1 || sequence->loading()) continue;
     Give(sequence, Grow(sequence, std::min<int32_t>(1 + static_cast<int32_t>(sequence->drafts.size()), budget_)));
   }
   for (Sequence* sequence : running_) {
     if (budget_ == 0) return;
-    if (sequence->scheduled == 0 && sequence->remaining() > 1) {
+    if (sequence->scheduled == 0 && sequence->remaining() > 1 && !sequence->loading()) {
       Give(sequence, std::min(sequence->remaining(), budget_));
     }
   }
@@ -107,6 +125,7 @@ void ShardScheduler::Remove(Sequence* sequence) {
   sequence->drafts.clear();
   sequence->computed = sequence->registered = sequence->cached = 0;
   sequence->chain_broken = false;
+  sequence->load_end = 0;
   sequence->shard = -1;
 }
 
@@ -135,7 +154,9 @@ ShardScheduler::Offer ShardScheduler::OfferFor(const Sequence& sequence) const {
     needed += static_cast<int64_t>(options_.watermark * pool_.size());
     if (sequence.prompt_size % options_.block_size != 0) needed += sequence.choices - 1;
   }
-  return {needed <= available, static_cast<int64_t>(found.size()) * options_.block_size};
+  int64_t cached = static_cast<int64_t>(found.size());
+  if (tiers_) cached += tiers_->CountAvailable(LoadableKeys(sequence, cached));
+  return {needed <= available, cached * options_.block_size};
 }
 
 void ShardScheduler::Admit(Sequence* sequence) {
@@ -146,7 +167,64 @@ void ShardScheduler::Admit(Sequence* sequence) {
   LM_CHECK(pool_.Allocate(missing, sequence->blocks));
   sequence->shard = shard_;
   running_.insert(sequence);
-  Give(sequence, std::min(sequence->remaining(), budget_));
+  if (tiers_) {
+    const int64_t loads = tiers_->CountAvailable(LoadableKeys(*sequence, sequence->registered));
+    sequence->load_end = loads > 0 ? sequence->registered + static_cast<int32_t>(loads) : 0;
+    Load(sequence);
+  }
+  if (!sequence->loading()) Give(sequence, std::min(sequence->remaining(), budget_));
+}
+
+// ---- lower tiers ----
+
+// Keys of the blocks after the `known` first ones that may come from a lower tier: all but the last token's.
+std::span<const BlockKey> ShardScheduler::LoadableKeys(const Sequence& sequence, int64_t known) const {
+  const int64_t most = std::min<int64_t>(QueryFor(sequence).limit / options_.block_size, sequence.keys.size());
+  return std::span(sequence.keys).subspan(std::min(known, most), std::max<int64_t>(most - known, 0));
+}
+
+bool ShardScheduler::loading() const {
+  return std::any_of(running_.begin(), running_.end(), [](const Sequence* sequence) { return sequence->loading(); });
+}
+
+// Brings in what is there, in order. Its content counts as computed at once: the plan being made moves it before it runs.
+void ShardScheduler::Load(Sequence* sequence) {
+  while (sequence->loading()) {
+    const int32_t next = sequence->computed / options_.block_size;
+    if (next >= sequence->load_end || sequence->chain_broken) {
+      sequence->load_end = 0;
+      return;
+    }
+    if (ShareLoaded(sequence)) continue;
+    const auto keys = std::span(sequence->keys).subspan(next, sequence->load_end - next);
+    switch (tiers_->LoadInto(sequence->blocks[next], keys)) {
+      case KvTiers::Load::kWait: return;
+      case KvTiers::Load::kAbsent: sequence->load_end = 0; return;
+      case KvTiers::Load::kDone: break;
+    }
+    CountLoaded(sequence);
+    Register(sequence);
+  }
+}
+
+// Another sequence may have loaded or computed the block meanwhile.
+bool ShardScheduler::ShareLoaded(Sequence* sequence) {
+  const int32_t next = sequence->registered, size = options_.block_size;
+  const auto tokens = std::span<const int32_t>(sequence->tokens).subspan(int64_t{next} * size, size);
+  const int32_t block = cache_->FindAfter(next == 0 ? -1 : sequence->blocks[next - 1], tokens, sequence->salt);
+  if (block < 0) return false;
+  pool_.Share(block);
+  pool_.Release(sequence->blocks[next]);
+  sequence->blocks[next] = block;
+  ++sequence->registered;
+  CountLoaded(sequence);
+  return true;
+}
+
+void ShardScheduler::CountLoaded(Sequence* sequence) {
+  sequence->computed += options_.block_size;
+  sequence->cached += options_.block_size;
+  if (QueryFor(*sequence).counted) loaded_tokens_ += options_.block_size;
 }
 
 std::vector<BlockCopy> ShardScheduler::TakeCopies() {
@@ -175,6 +253,7 @@ void ShardScheduler::Advance(Sequence* sequence, int32_t added) {
 void ShardScheduler::Register(Sequence* sequence) {
   if (!cache_) return;
   const int32_t size = options_.block_size;
+  if (tiers_) ExtendKeys(sequence, size);
   while (!sequence->chain_broken && int64_t{sequence->registered + 1} * size <= sequence->computed) {
     const int32_t i = sequence->registered;
     const auto tokens = std::span<const int32_t>(sequence->tokens).subspan(int64_t{i} * size, size);
@@ -182,6 +261,7 @@ void ShardScheduler::Register(Sequence* sequence) {
     const int32_t block = cache_->Insert(parent, tokens, sequence->salt, sequence->blocks[i]);
     sequence->chain_broken = block < 0;
     if (block < 0) return;
+    if (tiers_ && block == sequence->blocks[i]) tiers_->OnKnown(block, sequence->keys[i]);
     sequence->blocks[i] = block;
     ++sequence->registered;
   }

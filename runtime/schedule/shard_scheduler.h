@@ -7,6 +7,7 @@
 
 #include "runtime/cache/block_pool.h"
 #include "runtime/cache/prefix_cache.h"
+#include "runtime/schedule/kv_tiers.h"
 #include "runtime/schedule/sequence.h"
 #include "runtime/schedule/step_plan.h"
 
@@ -24,10 +25,14 @@ struct SchedulerOptions {
   double watermark = 0.01;
   // A longer prefix hit does not draw a sequence to a shard that runs this many more sequences than another.
   int32_t max_imbalance = 4;
+  KvTierOptions kv;                    // lower tiers of the cache; need prefix caching
 };
 
 // kInvalidArgument names the field.
 Status ValidateSchedulerOptions(const SchedulerOptions& options);
+
+// Makes the keys of the sequence's full blocks.
+void ExtendKeys(Sequence* sequence, int32_t block_size);
 
 class ShardScheduler {
  public:
@@ -49,6 +54,8 @@ class ShardScheduler {
   const std::vector<Sequence*>& preempted() const { return preempted_; }
   // The copies that forks left, for the plan of this step.
   std::vector<BlockCopy> TakeCopies();
+  // Some sequence waits for its prefix from a lower tier.
+  bool loading() const;
 
   // After a step: `added` more tokens of `sequence` are in its blocks. Full blocks become known to the prefix cache,
   // blocks beyond the known tokens (of rejected drafts) are freed.
@@ -60,6 +67,9 @@ class ShardScheduler {
 
   const BlockPool& pool() const { return pool_; }
   const PrefixCache* cache() const { return cache_.get(); }
+  KvTiers* tiers() { return tiers_.get(); }              // null without lower tiers
+  const KvTiers* tiers() const { return tiers_.get(); }
+  int64_t loaded_tokens() const { return loaded_tokens_; }   // found in lower tiers, of first computations
   const SequenceQueue& running() const { return running_; }
   int64_t preemptions() const { return preemptions_; }
   int32_t slots() const;               // running sequences, those still to be forked included
@@ -74,11 +84,17 @@ class ShardScheduler {
   Sequence* Victim(const Sequence& sequence) const;
   void Preempt(Sequence* sequence);
   void Register(Sequence* sequence);
+  std::span<const BlockKey> LoadableKeys(const Sequence& sequence, int64_t known) const;
+  void Load(Sequence* sequence);
+  bool ShareLoaded(Sequence* sequence);
+  void CountLoaded(Sequence* sequence);
 
   const SchedulerOptions options_;
   const int32_t shard_;
   BlockPool pool_;
   std::unique_ptr<PrefixCache> cache_;   // null without prefix caching
+  std::unique_ptr<KvTiers> tiers_;
+  int64_t loaded_tokens_ = 0;
   SequenceQueue running_;
   int64_t preemptions_ = 0;
   // Of the step being made.

@@ -1,7 +1,8 @@
 // The wire form of a StepPlan, little-endian:
 //   header   magic u32, version u32, payload bytes u64, checksum of the payload u64
-//   payload  kind u8, step i64, shards u32, then for each shard
+//   payload  kind u8, step i64, kv_report u8, shards u32, then for each shard
 //     sequences u32: id i64, start i32, logits_from i32, tokens u32 + i32 each, blocks u32 + i32 each
+//     moves u32: kind u8, block i32, slot i32, key u64 u64
 //     copies u32: from i32, to i32
 #include "runtime/schedule/step_plan.h"
 
@@ -16,11 +17,12 @@ namespace latentmesh {
 namespace {
 
 constexpr uint32_t kMagic = 0x504c4d4c;   // "LMLP"
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kHeaderBytes = 24;
 constexpr size_t kSequenceBytes = 24;     // the least that a sequence, a shard and a copy take: bounds the counts
-constexpr size_t kShardBytes = 8;
+constexpr size_t kShardBytes = 12;
 constexpr size_t kCopyBytes = 8;
+constexpr size_t kMoveBytes = 25;
 
 Status Damaged(std::string_view what) {
   return {StatusCode::kCommunication, fmt::format("step plan: {}; the ranks run different builds or the message was "
@@ -100,6 +102,14 @@ void PutShard(Writer& out, const ShardStep& shard) {
     out.PutAll(sequence.tokens);
     out.PutAll(sequence.blocks);
   }
+  out.PutCount(shard.kv.size());
+  for (const KvOp& op : shard.kv) {
+    out.Put(static_cast<uint8_t>(op.kind));
+    out.Put(op.block);
+    out.Put(op.slot);
+    out.Put(op.key.high);
+    out.Put(op.key.low);
+  }
   out.PutCount(shard.copies.size());
   for (const BlockCopy& copy : shard.copies) {
     out.Put(copy.from);
@@ -116,6 +126,14 @@ ShardStep GetShard(Reader& in) {
     sequence.logits_from = in.Get<int32_t>();
     sequence.tokens = in.GetAll();
     sequence.blocks = in.GetAll();
+  }
+  shard.kv.resize(in.GetCount(kMoveBytes));
+  for (KvOp& op : shard.kv) {
+    op.kind = static_cast<KvOpKind>(in.Get<uint8_t>());
+    op.block = in.Get<int32_t>();
+    op.slot = in.Get<int32_t>();
+    op.key.high = in.Get<uint64_t>();
+    op.key.low = in.Get<uint64_t>();
   }
   shard.copies.resize(in.GetCount(kCopyBytes));
   for (BlockCopy& copy : shard.copies) {
@@ -134,8 +152,15 @@ bool Sensible(const SequenceStep& sequence) {
   return good;
 }
 
+bool Sensible(const KvOp& op) {
+  bool no_block = op.kind == KvOpKind::kFetch || op.kind == KvOpKind::kDrop;
+  bool has_slot = op.kind == KvOpKind::kOffload || op.kind == KvOpKind::kRestore;
+  return op.kind <= KvOpKind::kDrop && (no_block || op.block >= 0) && (!has_slot || op.slot >= 0);
+}
+
 bool Sensible(const ShardStep& shard) {
   bool good = true;
+  for (const KvOp& op : shard.kv) good = good && Sensible(op);
   for (const SequenceStep& sequence : shard.sequences) good = good && Sensible(sequence);
   for (const BlockCopy& copy : shard.copies) good = good && copy.from >= 0 && copy.to >= 0;
   return good;
@@ -145,14 +170,15 @@ Result<StepPlan> ParsePayload(std::string_view payload) {
   Reader in(payload);
   StepPlan plan;
   const uint8_t kind = in.Get<uint8_t>();
-  if (kind > static_cast<uint8_t>(StepKind::kShutdown)) return Damaged(fmt::format("unknown kind {}", kind));
+  if (kind > static_cast<uint8_t>(StepKind::kTransfer)) return Damaged(fmt::format("unknown kind {}", kind));
   plan.kind = static_cast<StepKind>(kind);
   plan.step = in.Get<int64_t>();
+  plan.kv_report = in.Get<uint8_t>() != 0;
   plan.shards.resize(in.GetCount(kShardBytes));
   for (ShardStep& shard : plan.shards) {
     shard = GetShard(in);
     if (!in.ok()) return Damaged("a count exceeds the message");
-    if (!Sensible(shard)) return Damaged(fmt::format("step {} has a sequence or copy out of range", plan.step));
+    if (!Sensible(shard)) return Damaged(fmt::format("step {} has a sequence, move or copy out of range", plan.step));
   }
   if (!in.at_end()) return Damaged("length and content disagree");
   return plan;
@@ -187,6 +213,7 @@ std::string SerializePlan(const StepPlan& plan) {
   Writer body;
   body.Put(static_cast<uint8_t>(plan.kind));
   body.Put(plan.step);
+  body.Put(static_cast<uint8_t>(plan.kv_report));
   body.PutCount(plan.shards.size());
   for (const ShardStep& shard : plan.shards) PutShard(body, shard);
   return SealPlan(body.Take());

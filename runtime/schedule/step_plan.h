@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/status.h"
+#include "runtime/schedule/kv_op.h"
 
 namespace latentmesh {
 
@@ -28,6 +29,7 @@ struct BlockCopy {
 // The share of one dp rank (all its tp ranks and pp stages).
 struct ShardStep {
   std::vector<SequenceStep> sequences;
+  std::vector<KvOp> kv;              // moves between the cache and lower tiers, done in order before the copies
   std::vector<BlockCopy> copies;     // done before the step
   int64_t tokens() const;
   int64_t logits_rows() const;
@@ -36,11 +38,13 @@ struct ShardStep {
 enum class StepKind : uint8_t {
   kRun,        // all ranks run the model, also those without tokens
   kShutdown,   // leave the loop
+  kTransfer,   // only the moves between tiers
 };
 
 struct StepPlan {
   StepKind kind = StepKind::kRun;
   int64_t step = 0;
+  bool kv_report = false;            // all ranks tell rank 0 after the step what became of stores and fetches
   std::vector<ShardStep> shards;     // [dp]
 };
 

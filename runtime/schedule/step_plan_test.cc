@@ -11,7 +11,8 @@ StepPlan RandomPlan(uint64_t seed) {
   std::mt19937_64 random(seed);
   const auto pick = [&](int most) { return static_cast<int32_t>(random() % (most + 1)); };
   StepPlan plan;
-  plan.kind = static_cast<StepKind>(pick(1));
+  plan.kind = static_cast<StepKind>(pick(2));
+  plan.kv_report = pick(1) == 1;
   plan.step = static_cast<int64_t>(random());
   plan.shards.resize(pick(4));
   for (ShardStep& shard : plan.shards) {
@@ -23,6 +24,9 @@ StepPlan RandomPlan(uint64_t seed) {
       for (int i = pick(10); i >= 0; --i) sequence.blocks.push_back(pick(1 << 30));
       sequence.logits_from = pick(static_cast<int>(sequence.tokens.size()));
     }
+    for (int i = pick(4); i > 0; --i) {
+      shard.kv.push_back({static_cast<KvOpKind>(pick(5)), pick(1 << 30), pick(1 << 30), {random(), random()}});
+    }
     for (int i = pick(3); i > 0; --i) shard.copies.push_back({pick(1 << 30), pick(1 << 30)});
   }
   return plan;
@@ -31,6 +35,7 @@ StepPlan RandomPlan(uint64_t seed) {
 void ExpectSame(const StepPlan& a, const StepPlan& b) {
   EXPECT_EQ(a.kind, b.kind);
   EXPECT_EQ(a.step, b.step);
+  EXPECT_EQ(a.kv_report, b.kv_report);
   ASSERT_EQ(a.shards.size(), b.shards.size());
   for (size_t i = 0; i < a.shards.size(); ++i) {
     ASSERT_EQ(a.shards[i].sequences.size(), b.shards[i].sequences.size());
@@ -39,6 +44,12 @@ void ExpectSame(const StepPlan& a, const StepPlan& b) {
       const SequenceStep& y = b.shards[i].sequences[j];
       EXPECT_EQ(std::tie(x.sequence_id, x.start, x.tokens, x.blocks, x.logits_from),
                 std::tie(y.sequence_id, y.start, y.tokens, y.blocks, y.logits_from));
+    }
+    ASSERT_EQ(a.shards[i].kv.size(), b.shards[i].kv.size());
+    for (size_t j = 0; j < a.shards[i].kv.size(); ++j) {
+      const KvOp& x = a.shards[i].kv[j];
+      const KvOp& y = b.shards[i].kv[j];
+      EXPECT_EQ(std::tie(x.kind, x.block, x.slot, x.key), std::tie(y.kind, y.block, y.slot, y.key));
     }
     ASSERT_EQ(a.shards[i].copies.size(), b.shards[i].copies.size());
     for (size_t j = 0; j < a.shards[i].copies.size(); ++j) {
