@@ -3,6 +3,7 @@
 #include <ctime>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <optional>
 #include <unordered_map>
 
@@ -13,6 +14,7 @@
 #include "launch/result_file.h"
 #include "launch/session.h"
 #include "launch/signals.h"
+#include "runtime/grammar/token_grammar.h"
 
 namespace latentmesh {
 namespace {
@@ -101,6 +103,9 @@ Result<ApiContext> BatchCommand::Context(const Engine& engine, const TextCodec& 
 Status BatchCommand::Answer(Engine& engine) {
   TextCodec codec = TextCodec::Open(engine.tokenizer());
   LM_ASSIGN_OR_RETURN(ApiContext context, Context(engine, codec));
+  std::unique_ptr<TokenGrammars> grammars;   // for response_format
+  if (engine.tokenizer() != nullptr) grammars = std::make_unique<TokenGrammars>(*engine.tokenizer());
+  context.grammars = grammars.get();
   bool more = true;
   while (!StopSignals::requested()) {
     while (more && flights_.size() < static_cast<size_t>(in_flight_)) more = TakeLine(engine, context);
@@ -158,6 +163,7 @@ void BatchCommand::Submit(Engine& engine, const std::string& id, Flight& flight)
   for (size_t i = 0; i < prompts && !flight.error.has_value(); ++i) {
     Request request{.id = PartId(id, i), .prompt_ids = flight.request.prompts[i].ids,
                     .sampling = flight.request.sampling};
+    request.constraint = flight.request.constraint;
     request.on_output = [this, id, i, &flight](const RequestOutput& output) {
       flight.answers[i].Add(output);
       if (output.finished && --flight.unfinished == 0) finished_.push_back(id);

@@ -72,7 +72,7 @@ json::array LoadByRank(const EngineStats& stats) {
 void FrontEnd::Models(CallPtr call) {
   json::object model = {{"id", options_.served_model}, {"object", "model"}, {"created", started_},
                         {"owned_by", "latentmesh"}, {"root", options_.served_model}, {"parent", nullptr},
-                        {"max_model_len", context_.max_model_len}};
+                        {"max_model_len", context_.max_model_len}, {"vocab_size", context_.vocab_size}};
   RespondJson(call, json::serialize(json::object{{"object", "list"}, {"data", json::array{std::move(model)}}}));
 }
 

@@ -95,6 +95,12 @@ std::string ServeMetrics::PrometheusText(const EngineStats& stats, int64_t conne
   AppendSimple(text, "prefix_cache_hits_total", "counter", "Prompt tokens found cached.", stats.prefix_hits);
   AppendTiers(text, stats.kv);
   AppendSimple(text, "num_preemptions_total", "counter", "Sequences put back for lack of cache.", stats.preemptions);
+  AppendSimple(text, "spec_decode_num_drafts_total", "counter", "Steps of a sequence that verified drafts.",
+               stats.verified_steps);
+  AppendSimple(text, "spec_decode_num_draft_tokens_total", "counter", "Tokens drafted and verified.",
+               stats.draft_tokens);
+  AppendSimple(text, "spec_decode_num_accepted_tokens_total", "counter", "Drafted tokens that held.",
+               stats.accepted_tokens);
   text +=
       "# HELP latentmesh:request_success_total Finished choices.\n# TYPE latentmesh:request_success_total counter\n";
   for (FinishReason reason : {FinishReason::kStop, FinishReason::kLength, FinishReason::kAbort}) {

@@ -50,17 +50,21 @@ TEST_F(Batch, AnswersGoodLinesAndReportsBadOnes) {
        Line("c", R"({"prompt": "x", "top_p": 7})"),
        R"({"custom_id": "d", "method": "POST", "url": "/v1/chat/completions",)"
               R"( "body": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "logprobs": true}})",
+       Line("f", R"({"prompt": "Say", "max_tokens": 40, "temperature": 0, "response_format": {"type": "json_schema",)"
+                 R"( "json_schema": {"name": "n", "schema": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}}}})"),
        Line("e", R"({"prompt": "long", "max_tokens": 100000})")});
   Outcome run = RunProgram(2, Arguments() + " --tp 2");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   auto results = ById();
-  ASSERT_EQ(results.size(), 6u);
+  ASSERT_EQ(results.size(), 7u);
   EXPECT_EQ(results["a"].at("response").at("status_code"), 200);
   EXPECT_EQ(results["a"].at("response").at("body").at("usage").at("completion_tokens"), 4);
   EXPECT_EQ(results["b"].at("response").at("body").at("choices").as_array().size(), 4u);
   EXPECT_EQ(results["c"].at("error").at("param"), "top_p");
   EXPECT_EQ(results["c"].at("response").at("status_code"), 400);
   EXPECT_EQ(results["d"].at("response").at("body").at("object"), "chat.completion");
+  const json::value& masked = results["f"].at("response").at("body").at("choices").at(0);
+  EXPECT_TRUE(json::parse(masked.at("text").as_string()).is_array()) << masked;
   EXPECT_FALSE(results["e"].at("error").is_null());
   EXPECT_THAT(json::serialize(results[""].at("error")), HasSubstr("line 2"));
 }

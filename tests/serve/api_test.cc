@@ -195,6 +195,7 @@ TEST_F(ServeTest, InformationEndpoints) {
   EXPECT_EQ(client.Get("/health").status, 200);
   EXPECT_EQ(Parse(client.Get("/version").body).at("version"), LATENTMESH_VERSION);
   EXPECT_EQ(Parse(client.Get("/v1/models").body).at("data").at(0).at("id"), "stub");
+  EXPECT_EQ(Parse(client.Get("/v1/models").body).at("data").at(0).at("vocab_size"), tokenizer_->vocab_size());
   json::value tokens = Parse(client.Post("/tokenize", R"({"prompt": "hello world"})").body);
   auto expected = tokenizer_->Encode("hello world");
   ASSERT_EQ(tokens.at("count"), expected.size());
@@ -205,7 +206,9 @@ TEST_F(ServeTest, InformationEndpoints) {
   std::string metrics = client.Get("/metrics").body;
   for (const char* name : {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens_total",
                            "generation_tokens_total 5", "prefix_cache_queries_total", "prefix_cache_hits_total",
-                           "num_preemptions_total", "request_success_total{finished_reason=\"length\"} 1",
+                           "num_preemptions_total", "spec_decode_num_drafts_total 3",
+                           "spec_decode_num_draft_tokens_total 6", "spec_decode_num_accepted_tokens_total 4",
+                           "request_success_total{finished_reason=\"length\"} 1",
                            "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_count 4",
                            "e2e_request_latency_seconds_count 1", "request_queue_time_seconds_sum",
                            "request_prefill_time_seconds_sum", "request_decode_time_seconds_sum"}) {

@@ -45,6 +45,12 @@ void HttpClient::Close() {
   fd_ = -1;
 }
 
+void HttpClient::CloseWithReset() {
+  linger reset{.l_onoff = 1, .l_linger = 0};
+  setsockopt(fd_, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+  Close();
+}
+
 bool HttpClient::Send(std::string_view bytes) {
   while (!bytes.empty()) {
     ssize_t sent = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);

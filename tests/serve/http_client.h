@@ -27,6 +27,7 @@ class HttpClient {
   ClientResponse Read(bool head_only = false);
   bool AtEnd();                            // the server closes within the timeout, without sending more
   void Close();
+  void CloseWithReset();                   // leaves no TIME_WAIT behind, so that ports do not run out
 
   ClientResponse Get(const std::string& path, const std::string& headers = "");
   ClientResponse Post(const std::string& path, const std::string& body, const std::string& headers = "");

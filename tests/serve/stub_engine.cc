@@ -52,6 +52,9 @@ EngineStats StubEngine::Stats() const {
   stats.steps = steps_;
   stats.generated_tokens = tokens;
   stats.seconds_since_active = std::chrono::duration<double>(Clock::now() - last_active_.load()).count();
+  stats.verified_steps = 3;
+  stats.draft_tokens = 6;
+  stats.accepted_tokens = 4;
   stats.expert_layers = stats.expert_ranks = 2;
   stats.expert_rank_load = {30, 10, 25, 15};
   return stats;
