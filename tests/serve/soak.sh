@@ -9,7 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tests/serve/with_server.sh
 program=$1 bench=$2 seconds=${3:-600} streams=${4:-1000}
 command -v curl >/dev/null || skip "no curl"
-start_server "$program" 4 --tp 2 --dp 2 --max-queue 4096
+# A cache small enough to be all touched within the first minute: its pages count as resident only once they were used.
+start_server "$program" 4 --tp 2 --dp 2 --max-queue 4096 --kv-memory 64MB
 work=$(mktemp -d)
 
 resident() {                             # kB of each rank, the launcher's children
