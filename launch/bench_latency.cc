@@ -24,6 +24,7 @@ class BenchLatencyCommand : public Command {
  private:
   struct Samples {
     std::vector<double> latency, prefill, per_token;      // seconds, by iteration
+    DraftCounts drafts;                                   // of all measured iterations
   };
   Result<Samples> Measure(Engine& engine) const;
   Status Report(const Runtime& runtime, const Samples& samples) const;
@@ -60,6 +61,7 @@ Result<BenchLatencyCommand::Samples> BenchLatencyCommand::Measure(Engine& engine
     workload.seed = model_.engine.seed + static_cast<uint64_t>(i);      // no prefix of an earlier batch
     LM_ASSIGN_OR_RETURN(WorkloadResult result, RunWorkload(engine, workload));
     if (i < warm_up_) continue;
+    samples.drafts += result.drafts;
     double first = *std::max_element(result.first_token.begin(), result.first_token.end());
     samples.latency.push_back(result.seconds);
     samples.prefill.push_back(first);
@@ -80,6 +82,7 @@ Status BenchLatencyCommand::Report(const Runtime& runtime, const Samples& sample
   double prefill = Mean(samples.prefill), prompt_tokens = double(workload_.requests) * workload_.input_len;
   text += fmt::format("Prefill: {:.4f} s, {:.2f} tokens/s; decode: {:.3f} ms a step, {:.2f} tokens/s\n", prefill,
                       prompt_tokens / prefill, per_token * 1e3, per_token > 0 ? workload_.requests / per_token : 0);
+  text += DraftReport(samples.drafts);
   std::fputs(text.c_str(), stdout);
   if (output_json_.empty()) return Status::Ok();
   boost::json::object object = {{"avg_latency", Mean(samples.latency)},
@@ -87,6 +90,8 @@ Status BenchLatencyCommand::Report(const Runtime& runtime, const Samples& sample
                                 {"percentiles", std::move(percentiles)},
                                 {"mean_prefill_seconds", prefill},
                                 {"mean_decode_step_seconds", per_token},
+                                {"spec_decode_acceptance_rate", samples.drafts.AcceptanceRate()},
+                                {"spec_decode_acceptance_length", samples.drafts.AcceptanceLength()},
                                 {"batch_size", workload_.requests},
                                 {"input_len", workload_.input_len},
                                 {"output_len", workload_.output_len},

@@ -4,6 +4,13 @@
 
 namespace latentmesh {
 
+DraftCounts& DraftCounts::operator+=(const DraftCounts& more) {
+  verified_steps += more.verified_steps;
+  drafts += more.drafts;
+  accepted += more.accepted;
+  return *this;
+}
+
 DraftCounts DraftsBetween(const EngineStats& before, const EngineStats& after) {
   return {after.verified_steps - before.verified_steps, after.draft_tokens - before.draft_tokens,
           after.accepted_tokens - before.accepted_tokens};

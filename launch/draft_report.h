@@ -19,6 +19,7 @@ struct DraftCounts {
   double AcceptanceLength() const {
     return verified_steps == 0 ? 1 : 1 + static_cast<double>(accepted) / static_cast<double>(verified_steps);
   }
+  DraftCounts& operator+=(const DraftCounts& more);
 };
 
 DraftCounts DraftsBetween(const EngineStats& before, const EngineStats& after);

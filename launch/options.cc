@@ -86,6 +86,8 @@ void ModelFlags::Register(FlagSet& flags) {
       "Where drafts come from: the checkpoint's prediction layer, or the text so far; auto: mtp if there is one");
   flags.Add("--speculative-tokens", &engine.speculative_tokens,
             "Drafts a sequence and step at most; fewer where they do not pay; 0: off", {.min = 0, .max = 15});
+  flags.AddSwitch("--speculative-fixed", &speculative_fixed,
+                  "Always as many drafts as --speculative-tokens says, also where they do not pay");
   flags.AddSwitch("--no-prefix-caching", &no_prefix_caching, "Compute every prompt, also where a prefix is cached");
   flags.AddSwitch("--dedicated-scheduler", &dedicated_scheduler, "Free rank 0 from model work (not available yet)");
   flags.Add("--seed", &engine.seed, "Seed of requests that bring none", kNonNegative);
@@ -111,6 +113,7 @@ Result<EngineOptions> ModelFlags::Resolve() const {
     return InvalidArgument("--model is required (or --load-format dummy --shape NAME)");
   EngineOptions options = engine;
   options.prefix_caching = !no_prefix_caching;
+  options.speculative_adapt = !speculative_fixed;
   options.expert_balance = expert_balance == "on";
   options.attention = attention == "absorbed"   ? AttentionMode::kAbsorbed
                       : attention == "expanded" ? AttentionMode::kExpanded

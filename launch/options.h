@@ -17,6 +17,7 @@ struct ModelFlags {
   std::string attention = "auto";
   std::string expert_balance = "off";
   bool no_prefix_caching = false;
+  bool speculative_fixed = false;
   bool dedicated_scheduler = false;
   double step_timeout = 300;           // seconds
   double idle_timeout = 30;            // seconds

@@ -19,7 +19,7 @@ namespace latentmesh {
 
 // How experts are used and placed, over all ranks; layers with routed experts only, of all stages in order.
 struct BalanceState {
-  int32_t layers = 0;
+  int32_t layers = 0;                      // with drafts from the model, its draft layer is the last
   int32_t experts = 0;
   int32_t ranks = 0;                       // of an expert group: dp x tp
   std::vector<int64_t> loads;              // [layers, experts] tokens that chose each expert since the start

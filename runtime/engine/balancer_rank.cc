@@ -19,27 +19,35 @@ size_t LayerBytes(const ExpertWeights& w, int32_t slots) {
   return SlotBytes(w.gate, slots) + SlotBytes(w.up, slots) + SlotBytes(w.down, slots);
 }
 
+// In the order of Decoder::AllMoeLayers.
+std::vector<const ExpertWeights*> RoutedWeights(const ModelWeights& weights) {
+  std::vector<const ExpertWeights*> routed;
+  for (const LayerWeights& layer : weights.layers)
+    if (layer.is_moe) routed.push_back(&layer.moe.experts);
+  if (weights.mtp && weights.mtp->layer.is_moe) routed.push_back(&weights.mtp->layer.moe.experts);
+  return routed;
+}
+
 }  // namespace
 
 size_t RankBalancer::StagingBytes(const ModelWeights& weights, int32_t slots) {
   size_t most = 0;
-  for (const LayerWeights& layer : weights.layers)
-    if (layer.is_moe) most = std::max(most, LayerBytes(layer.moe.experts, slots));
+  for (const ExpertWeights* experts : RoutedWeights(weights)) most = std::max(most, LayerBytes(*experts, slots));
   return most;
 }
 
 RankBalancer::RankBalancer(const RankBalancerParts& parts)
     : p_(parts), staging_(parts.device, StagingBytes(*parts.weights, parts.slots)) {
-  for (const LayerWeights& layer : p_.weights->layers)
-    if (layer.is_moe) weights_.push_back(layer.moe.experts);
+  for (const ExpertWeights* experts : RoutedWeights(*p_.weights)) weights_.push_back(*experts);
+  LM_CHECK(weights_.size() == p_.layers.size());
 }
 
 std::vector<std::string> RankBalancer::Execute(const BalanceCommand& command) {
   if (command.kind == BalanceKind::kGatherLoads) {
     RecordFlight(-1, "gathering expert loads");
     std::string bytes;
-    for (const MoeLayer& layer : *p_.layers)
-      bytes.append(reinterpret_cast<const char*>(layer.loads().data()), layer.loads().size_bytes());
+    for (const MoeLayer* layer : p_.layers)
+      bytes.append(reinterpret_cast<const char*>(layer->loads().data()), layer->loads().size_bytes());
     return p_.control->Gather(bytes);
   }
   if (command.stage != p_.stage) return {};
@@ -48,7 +56,7 @@ std::vector<std::string> RankBalancer::Execute(const BalanceCommand& command) {
   p_.ep->SetContext(-1, "expert migration");
   size_t layer = static_cast<size_t>(command.layer);
   if (layer >= weights_.size()) throw Error(StatusCode::kCommunication, "a balance command names a layer that is not there");
-  auto placement = ExpertPlacement::FromTable((*p_.layers)[layer].placement().experts(), command.table);
+  auto placement = ExpertPlacement::FromTable(p_.layers[layer]->placement().experts(), command.table);
   if (!placement.ok()) throw Error(StatusCode::kCommunication, "a balance command: " + placement.status().message());
   Place(command.layer, *placement);
   return {};
@@ -66,7 +74,7 @@ void RankBalancer::Stage(const ExpertWeightsView& w, std::vector<ExpertArray>& a
 }
 
 void RankBalancer::Place(int32_t index, const ExpertPlacement& to) {
-  MoeLayer& layer = (*p_.layers)[static_cast<size_t>(index)];
+  MoeLayer& layer = *p_.layers[static_cast<size_t>(index)];
   ExpertWeights weights = weights_[static_cast<size_t>(index)];
   LM_CHECK(to.ranks() == p_.ep->size() && to.MaxLocalCount() <= p_.slots);
   std::vector<ExpertMove> moves = PlanMigration(layer.placement(), to);

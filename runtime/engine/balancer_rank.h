@@ -20,7 +20,7 @@ namespace latentmesh {
 
 struct RankBalancerParts {             // all outlive the balancer
   ModelWeights* weights = nullptr;
-  std::vector<MoeLayer>* layers = nullptr;   // of this stage, in order
+  std::vector<MoeLayer*> layers;       // of this stage, in order, the draft layer last
   int stage = 0;
   int32_t slots = 0;                   // experts a layer's weights have room for on this rank
   Communicator* ep = nullptr;

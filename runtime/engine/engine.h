@@ -43,7 +43,7 @@ struct EngineStats {
   // [layers with experts * experts] tokens routed so far: rank 0's view or, with a balance interval, of all ranks and stages
   // when they were last gathered; then what follows is known, too.
   std::vector<int64_t> expert_load;
-  int32_t expert_layers = 0;           // layers with experts, of all stages; 0: not gathered
+  int32_t expert_layers = 0;           // layers with experts, of all stages, then the draft layer's; 0: not gathered
   int32_t expert_ranks = 0;            // ranks of an expert group (dp x tp)
   std::vector<double> expert_rank_load;   // [expert_layers * expert_ranks] tokens of the last windows, as experts lie now
   double expert_max_over_mean = 1;     // heaviest rank over mean, mean over layers, of these

@@ -85,7 +85,8 @@ EngineImpl::EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<
     : worker_(worker), control_(control), tokenizer_(std::move(tokenizer)), scheduler_(std::move(scheduler)),
       drafter_([this](StepCommand command) { return RunPlan(std::move(command)); }, scheduler_->options().block_size,
                scheduler_->options().max_model_len),
-      controller_(worker.setup().options.speculative_tokens), next_seed_(worker.setup().options.seed),
+      controller_(worker.setup().options.speculative_tokens, worker.setup().options.speculative_adapt),
+      next_seed_(worker.setup().options.seed),
       balancer_(worker.setup()) {
   for (int64_t id : config().eos_token_ids) eos_ids_.push_back(static_cast<int32_t>(id));
 }
@@ -299,7 +300,7 @@ void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vec
       SampleChoices(entry, shard, live, tokens.last(static_cast<size_t>(entry.drafts)), results);
       touched.push_back(entry.request);
     }
-    if (worker_.setup().options.speculative_tokens > 0)
+    if (worker_.setup().options.speculative_tokens > 0 && !live.undraftable)
       seeds.push_back(SeedOf(entry, sequence, live, std::span(results).subspan(before)));
   }
   scheduler_->Commit(step.plan.step, results);
@@ -389,7 +390,7 @@ DraftSeed EngineImpl::SeedOf(const ScheduledSequence& entry, const SequenceStep&
   seed.next.assign(step.tokens.begin() + 1, step.tokens.end() - entry.drafts);
   if (!results.empty()) {
     seed.next.insert(seed.next.end(), results[0].tokens.begin(), results[0].tokens.end());
-    seed.wanted = entry.choices == 1 && !results[0].finished && !live.undraftable;
+    seed.wanted = entry.choices == 1 && !results[0].finished;
     return seed;
   }
   const std::vector<int32_t>& prompt = live.request.prompt_ids;
@@ -435,11 +436,19 @@ void EngineImpl::ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count) 
   for (const DraftSeed& seed : seeds) {
     auto found = live_.find(seed.request);
     if (count == 0 || !seed.wanted || found == live_.end()) continue;
-    std::vector<int32_t> history = found->second->request.prompt_ids;
-    const std::vector<int32_t>& output = found->second->choices[static_cast<size_t>(seed.choice)].output();
-    history.insert(history.end(), output.begin(), output.end());
-    scheduler_->ProposeDrafts(seed.request, seed.choice, NgramDrafts(history, count));
+    scheduler_->ProposeDrafts(seed.request, seed.choice,
+                              NgramDraftsOf(*found->second, static_cast<size_t>(seed.choice), count));
   }
+}
+
+// The index takes over what came since the last look-up.
+std::vector<int32_t> EngineImpl::NgramDraftsOf(Live& live, size_t choice, int32_t count) const {
+  live.ngrams.resize(live.choices.size());
+  NgramIndex& index = live.ngrams[choice];
+  const std::vector<int32_t>& prompt = live.request.prompt_ids;
+  if (index.size() == 0) index.Append(prompt);
+  index.Append(std::span(live.choices[choice].output()).subspan(index.size() - prompt.size()));
+  return index.Drafts(count);
 }
 
 SampledToken EngineImpl::SampleOne(const float* row, ChoiceState& choice, const Live& live) {

@@ -20,6 +20,7 @@
 #include "runtime/engine/choice_state.h"
 #include "runtime/engine/drafter.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/ngram_index.h"
 #include "runtime/engine/speculation.h"
 #include "runtime/engine/worker.h"
 #include "runtime/schedule/scheduler.h"
@@ -54,6 +55,7 @@ class EngineImpl : public Engine {
   struct Live {
     Request request;
     std::vector<ChoiceState> choices;
+    std::vector<NgramIndex> ngrams;     // [choices], with --speculative ngram
     std::vector<SampledToken> prompt_logprobs;
     Clock::time_point submitted;
     RequestOutput output;               // what the present step adds; counts and times are kept up
@@ -84,6 +86,7 @@ class EngineImpl : public Engine {
   DraftSeed SeedOf(const ScheduledSequence& entry, const SequenceStep& step, const Live& live,
                    std::span<const ChoiceResult> results) const;
   void Speculate(const ScheduledStep& step, std::vector<DraftSeed> seeds, double seconds);
+  std::vector<int32_t> NgramDraftsOf(Live& live, size_t choice, int32_t count) const;
   void ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count);
   SampledToken SampleOne(const float* row, ChoiceState& choice, const Live& live);
   void Finish(int64_t id, std::vector<Delivery>& deliveries);

@@ -38,6 +38,7 @@ struct EngineOptions {
   AttentionMode attention = AttentionMode::kAuto;
   std::string speculative = "auto";   // auto (mtp when the checkpoint has the layer), mtp, ngram
   int speculative_tokens = 0;         // drafts a sequence and step at most; 0: off
+  bool speculative_adapt = true;      // fewer or none where they do not pay; false: always as many as there is room for
   bool expert_balance = false;        // move and copy experts between ranks to follow the load (balancer.h)
   int redundant_experts = 0;          // copies of experts beyond one each, in a layer, over all ranks of a stage
   int balance_interval = 0;           // steps between two looks at the loads; 0: off, or chosen with expert_balance

@@ -9,7 +9,6 @@
 
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/engine/local_job_for_test.h"
-#include "runtime/engine/speculation.h"
 #include "runtime/text/tokenizer.h"
 
 namespace latentmesh {
@@ -185,7 +184,7 @@ TEST(EngineTest, SeededChoicesAreTheSameOnEveryLayout) {
   EXPECT_EQ(one, sample({4, 1, 2, 2}));
 }
 
-// The draft layer's own answer, and that drafts never change what comes out.
+// The draft layer's own answer. That drafts never change what comes out is in speculation_test.cc.
 TEST(SpeculationTest, DraftLogitsMatchTheReferenceOnEveryLayout) {
   auto file = SafetensorsFile::Open("tests/golden/mtp_expected.safetensors");
   ASSERT_TRUE(file.ok()) << file.status().message();
@@ -201,66 +200,6 @@ TEST(SpeculationTest, DraftLogitsMatchTheReferenceOnEveryLayout) {
     });
     EXPECT_TRUE(status.ok()) << status.message();
   }
-}
-
-struct SpeculationCase {
-  const char* method;
-  int tokens;
-  ParallelConfig layout;
-};
-
-TEST(SpeculationTest, OutputsAreThoseOfPlainDecoding) {
-  EngineOptions options = Options("launch/demo");
-  options.max_model_len = 256;
-  options.block_size = 16;
-  auto run = [&](const SpeculationCase& c) {
-    std::vector<std::vector<int32_t>> out(6);
-    EngineOptions with = options;
-    with.speculative = c.method;
-    with.speculative_tokens = c.tokens;
-    EngineStats stats;
-    Status status = RunOnThreads(c.layout, with, [&](Engine& engine) {
-      const char* prompts[] = {"In the beginning", "1 And it came to pass", "hacker: n. [originally, someone who makes"};
-      for (int i = 0; i < 6; ++i) {
-        Request request = GreedyRequest(std::to_string(i), engine.tokenizer()->Encode(prompts[i % 3]), 60, out[i]);
-        if (i >= 3) {
-          request.sampling.temperature = 0.8f;
-          request.sampling.top_p = 0.9f;
-          request.sampling.seed = 7 + i;
-          request.sampling.repetition_penalty = 1.1f;
-        }
-        LM_RETURN_IF_ERROR(engine.Submit(request));
-      }
-      engine.RunUntilIdle();
-      stats = engine.Stats();
-      return Status::Ok();
-    });
-    EXPECT_TRUE(status.ok()) << status.message();
-    EXPECT_EQ(stats.accepted_tokens > 0, c.tokens > 0) << c.method << c.tokens;
-    EXPECT_LE(stats.accepted_tokens, stats.draft_tokens);
-    return out;
-  };
-  auto plain = run({"auto", 0, {1, 1, 1, 1}});
-  for (SpeculationCase c : {SpeculationCase{"mtp", 1, {1, 1, 1, 1}}, {"mtp", 3, {1, 1, 1, 1}}, {"mtp", 2, {2, 2, 1, 1}},
-                            {"mtp", 2, {4, 1, 2, 2}}, {"ngram", 4, {1, 1, 1, 1}}, {"ngram", 3, {2, 2, 2, 1}}})
-    EXPECT_EQ(plain, run(c)) << c.method << " " << c.tokens << " " << ToString(c.layout);
-}
-
-TEST(SpeculationTest, NgramDraftsFollowTheLatestMatch) {
-  EXPECT_EQ(NgramDrafts(std::vector<int32_t>{1, 2, 3, 9, 1, 2, 4, 8, 1, 2}, 2), (std::vector<int32_t>{4, 8}));
-  EXPECT_EQ(NgramDrafts(std::vector<int32_t>{5, 1, 2, 3, 7, 6, 1, 2, 4, 5, 1, 2}, 3), (std::vector<int32_t>{3, 7, 6}));
-  EXPECT_TRUE(NgramDrafts(std::vector<int32_t>{1, 2, 3}, 4).empty());
-  EXPECT_TRUE(NgramDrafts(std::vector<int32_t>{}, 4).empty());
-}
-
-TEST(SpeculationTest, ControllerTurnsDraftsOffWhenTheyDoNotPay) {
-  DraftController controller(3);
-  for (int i = 0; i < 400; ++i) controller.ObserveVerification(3, 0);
-  for (int k = 0; k <= 3; ++k)
-    for (int i = 0; i < 5; ++i) controller.ObserveStep(1, k, 1.0 + 0.3 * k);
-  EXPECT_EQ(controller.Choose(1), 0);
-  for (int i = 0; i < 400; ++i) controller.ObserveVerification(3, 3);
-  EXPECT_EQ(controller.Choose(1), 3);
 }
 
 TEST(EngineTest, CancelFreesBlocksAndReportsAbort) {

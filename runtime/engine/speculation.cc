@@ -6,27 +6,12 @@
 namespace latentmesh {
 namespace {
 
-constexpr size_t kLongestNgram = 4;
-constexpr size_t kShortestNgram = 2;
 constexpr int64_t kWarmSamples = 3;       // step times of each count before one is preferred
 constexpr int64_t kExploreEvery = 128;    // steps between tries of another count
 constexpr double kCostRate = 0.2;         // weight of the latest step in the moving means
 constexpr double kAcceptanceRate = 0.05;
 
 }  // namespace
-
-std::vector<int32_t> NgramDrafts(std::span<const int32_t> history, int32_t count) {
-  for (size_t n = std::min(kLongestNgram, history.size() - std::min<size_t>(history.size(), 1)); n >= kShortestNgram; --n) {
-    auto suffix = history.last(n);
-    for (size_t begin = history.size() - n; begin-- > 0;) {
-      if (!std::equal(suffix.begin(), suffix.end(), history.begin() + static_cast<std::ptrdiff_t>(begin))) continue;
-      auto after = history.subspan(begin + n);
-      auto taken = after.first(std::min<size_t>(after.size(), static_cast<size_t>(count)));
-      return {taken.begin(), taken.end()};
-    }
-  }
-  return {};
-}
 
 std::array<double, DraftController::kMost> DraftController::FirstGuess() {
   std::array<double, kMost> guess;
@@ -57,7 +42,7 @@ int32_t DraftController::Best(int bucket) const {
 }
 
 int32_t DraftController::Choose(int64_t sequences) {
-  if (most_ == 0) return 0;
+  if (most_ == 0 || !adapt_) return most_;
   int32_t best = Best(Bucket(sequences));
   if (++chosen_ % kExploreEvery != 0) return best;
   return static_cast<int32_t>((chosen_ / kExploreEvery) % (most_ + 1));

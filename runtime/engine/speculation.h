@@ -8,20 +8,15 @@
 
 #include <array>
 #include <cstdint>
-#include <span>
-#include <vector>
 
 namespace latentmesh {
-
-// Prompt look-up (Saxena 2023): the tokens that followed the latest earlier occurrence of the longest suffix of `history`
-// of 4 to 2 tokens. Empty when there is none.
-std::vector<int32_t> NgramDrafts(std::span<const int32_t> history, int32_t count);
 
 // Chooses the number of drafts for the next step from measured acceptance and measured step times, so that drafting is off
 // when it does not pay. Not thread-safe.
 class DraftController {
  public:
-  explicit DraftController(int32_t most) : most_(most) {}
+  // With adapt == false it always chooses `most`.
+  explicit DraftController(int32_t most, bool adapt = true) : most_(most), adapt_(adapt) {}
 
   // For a step that decodes `sequences` sequences. Now and then tries a count that was not the best of late.
   int32_t Choose(int64_t sequences);
@@ -44,6 +39,7 @@ class DraftController {
   int32_t Best(int bucket) const;
 
   int32_t most_;
+  bool adapt_;
   int64_t chosen_ = 0;
   std::array<double, kMost> acceptance_ = FirstGuess();
   std::array<std::array<Cost, kMost + 1>, kBuckets> cost_{};

@@ -57,7 +57,7 @@ Status Worker::Allocate(const StoredDType& stored) {
   logits_in_ = ReserveLogitsInbox(setup_, step_arena_);
   cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
   if (moe_ != nullptr)
-    balancer_ = std::make_unique<RankBalancer>(RankBalancerParts{&weights_, &decoder_->moe_layers(), setup_.shard.pp_rank,
+    balancer_ = std::make_unique<RankBalancer>(RankBalancerParts{&weights_, decoder_->AllMoeLayers(), setup_.shard.pp_rank,
                                                                  setup_.weight_options.expert_slots, comms_.ep.get(), &control_,
                                                                  &device_, stream_.get()});
   return Status::Ok();
@@ -72,11 +72,12 @@ Status Worker::LoadModelWeights(const WeightSource& source) {
 }
 
 std::vector<float> Worker::ToHost(const TensorView& view) {
-  std::vector<char> raw(view.bytes());
-  device_.CopyToHost(raw.data(), view.data, raw.size(), *stream_);
-  stream_->Synchronize();
   std::vector<float> values(static_cast<size_t>(view.size()));
-  ConvertToFloat(raw.data(), view.dtype, values.data(), values.size());
+  bool wide = view.dtype == DType::kF32;
+  std::vector<char> raw(wide ? 0 : view.bytes());
+  device_.CopyToHost(wide ? reinterpret_cast<char*>(values.data()) : raw.data(), view.data, view.bytes(), *stream_);
+  stream_->Synchronize();
+  if (!wide) ConvertToFloat(raw.data(), view.dtype, values.data(), values.size());
   return values;
 }
 
@@ -189,6 +190,11 @@ void Worker::CollectChunk(const StepBatch& batch, int dp, int64_t begin, int64_t
     TensorView from(logits_in_.data, DType::kF32, {count, part.count});
     if (source == 0) from = logits;
     else comms_.world->Recv(from.data, from.bytes(), source, *stream_);
+    if (part.count == vocab) {             // whole rows: straight to their place
+      device_.CopyToHost(&shard->logits[static_cast<size_t>(begin * vocab)], from.data, from.bytes(), *stream_);
+      stream_->Synchronize();
+      continue;
+    }
     std::vector<float> values = ToHost(from);
     for (int64_t row = 0; row < count; ++row)
       std::memcpy(&shard->logits[static_cast<size_t>((begin + row) * vocab + part.begin)],

@@ -97,4 +97,11 @@ TensorView Decoder::Logits(const StepBatch& batch, int64_t begin, int64_t count)
   return out;
 }
 
+std::vector<MoeLayer*> Decoder::AllMoeLayers() {
+  std::vector<MoeLayer*> layers;
+  for (MoeLayer& layer : moe_layers_) layers.push_back(&layer);
+  if (mtp_ && mtp_->moe() != nullptr) layers.push_back(mtp_->moe());
+  return layers;
+}
+
 }  // namespace latentmesh

@@ -41,7 +41,8 @@ class Decoder {
   // Collective over the stage. Logits() then gives the drafts' logits, until the next Forward.
   void Draft(const StepBatch& batch, const std::vector<DraftSource>& sources, bool first_round, const LatentKvCache& cache);
 
-  std::vector<MoeLayer>& moe_layers() { return moe_layers_; }
+  const std::vector<MoeLayer>& moe_layers() const { return moe_layers_; }
+  std::vector<MoeLayer*> AllMoeLayers();    // the same, then that of the draft layer if it is here
 
  private:
   void Begin(const StepBatch& batch, const TensorView& x);

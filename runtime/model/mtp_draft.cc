@@ -40,7 +40,7 @@ void MtpDraft::Forward(const StepBatch& batch, const std::vector<DraftSource>& s
     ops.RmsNorm({hidden, {}, w.hnorm, eps, pair.Cols(width, width)}, *ctx_.stream);
     ops.Gemm({pair, w.eh_proj, {}, y}, *ctx_.stream);
   }
-  TensorView added = runner_.Run(w.layer, moe_.empty() ? nullptr : &moe_[0], cache, batch, y, {});
+  TensorView added = runner_.Run(w.layer, moe(), cache, batch, y, {});
   if (t == 0) return;
   ops.Add({added, y}, *ctx_.stream);
   KeepResults(batch);

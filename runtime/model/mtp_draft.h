@@ -34,6 +34,8 @@ class MtpDraft {
   // Hidden states of logits rows [begin, begin + count), after shared_head.norm: what the head is applied to.
   TensorView HeadInput(const StepBatch& batch, int64_t begin, int64_t count);
 
+  MoeLayer* moe() { return moe_.empty() ? nullptr : &moe_[0]; }
+
  private:
   void GatherHidden(const StepBatch& batch, const std::vector<DraftSource>& sources, const TensorView& from);
   void KeepResults(const StepBatch& batch);

@@ -39,11 +39,18 @@ TensorRequest* WeightFiller::Request(const std::string& tensor, const Slice& sli
   return &requests_->back();
 }
 
+// Made when the first request needs it: a layout that is only counted has no device.
+std::shared_ptr<WeightCopier> WeightFiller::Copier() {
+  if (copier_ == nullptr) copier_ = std::make_shared<WeightCopier>(*arena_.device());
+  return copier_;
+}
+
 void WeightFiller::RequestPlain(const std::string& tensor, const Slice& slice, void* target, DType as) {
   TensorRequest* request = Request(tensor, slice);
   if (request == nullptr) return;
-  Device* device = arena_.device();
-  request->consume = [device, target, as](const LoadedSlice& loaded) { return StorePlain(*device, loaded, target, as); };
+  request->consume = [copier = Copier(), target, as](const LoadedSlice& loaded) {
+    return StorePlain(*copier, loaded, target, as);
+  };
 }
 
 TensorView WeightFiller::Matrix(const std::string& tensor, MatrixShape shape, Range rows, Range cols) {
@@ -117,7 +124,7 @@ void WeightFiller::Fill(const Part& part, const WeightView& view) {
   DType stored = Stored(part.name + ".weight");
   if (stored == DType::kF8E4M3) Stored(part.name + ".weight_scale_inv");
   Slice slice{{part.shape.rows, part.shape.cols}, part.rows, part.cols};
-  WeightTarget target{arena_.device(), view};
+  WeightTarget target{requests_ == nullptr ? nullptr : Copier(), view};
   if (stored == view.dtype) {
     RequestPlain(part.name + ".weight", slice, const_cast<void*>(view.data), stored);
     if (stored == DType::kF8E4M3)

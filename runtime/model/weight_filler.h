@@ -1,6 +1,7 @@
 // WeightFiller: reserves arena memory for one weight at a time and notes the request that will fill it.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,7 @@ class WeightFiller {
   KeptWeight Keep(const std::string& tensor, WeightUse use);
   DType Stored(const std::string& tensor);            // dtype in the checkpoint; kF32 and a failure when missing
   TensorRequest* Request(const std::string& tensor, const Slice& slice);   // nullptr when there is nothing to fill
+  std::shared_ptr<WeightCopier> Copier();             // shared by all requests, for as long as one of them lives
   void RequestPlain(const std::string& tensor, const Slice& slice, void* target, DType as);
   WeightView BlockView(Range rows, Range cols) const;
   WeightView ViewOf(const KeptWeight& kept, void* data, Range rows, Range cols) const;
@@ -60,6 +62,7 @@ class WeightFiller {
   const StoredDType& stored_;
   Arena& arena_;
   std::vector<TensorRequest>* requests_;
+  std::shared_ptr<WeightCopier> copier_;
   Status status_;
 };
 

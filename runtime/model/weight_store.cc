@@ -17,17 +17,11 @@ void AddError(double kept, double given, WeightError& error) {
   error.norm += given * given;
 }
 
-void CopyUp(Device& device, void* target, const void* data, size_t bytes) {
-  auto stream = device.CreateStream();
-  device.CopyToDevice(target, data, bytes, *stream);
-  stream->Synchronize();
-}
-
 WeightError StorePacked(const WeightTarget& target, const std::vector<float>& numbers) {
   const PackedShape shape = target.view.packed_shape();
   std::vector<char> packed(static_cast<size_t>(shape.bytes()));
   const PackingError error = PackWeights(numbers.data(), shape, packed.data());
-  CopyUp(*target.device, const_cast<void*>(target.view.data), packed.data(), packed.size());
+  target.copier->Copy(const_cast<void*>(target.view.data), packed.data(), packed.size());
   return {{}, error.error, error.norm};
 }
 
@@ -57,8 +51,8 @@ WeightError StoreF8(const WeightTarget& target, const std::vector<float>& number
       codes[i * w.cols + j] = code;
       AddError(static_cast<double>(F8E4M3ToFloat(code)) * scale, given, error);
     }
-  CopyUp(*target.device, const_cast<void*>(w.data), codes.data(), codes.size());
-  CopyUp(*target.device, const_cast<float*>(w.scales), scales.data(), scales.size() * sizeof(float));
+  target.copier->Copy(const_cast<void*>(w.data), codes.data(), codes.size());
+  target.copier->Copy(const_cast<float*>(w.scales), scales.data(), scales.size() * sizeof(float));
   return error;
 }
 
@@ -66,7 +60,7 @@ WeightError StoreNarrow(const WeightTarget& target, const std::vector<float>& nu
   const WeightView& w = target.view;
   std::vector<char> narrow(numbers.size() * DTypeSize(w.dtype));
   ConvertFromFloat(numbers.data(), narrow.data(), w.dtype, numbers.size());
-  CopyUp(*target.device, const_cast<void*>(w.data), narrow.data(), narrow.size());
+  target.copier->Copy(const_cast<void*>(w.data), narrow.data(), narrow.size());
   std::vector<float> kept(numbers.size());
   ConvertToFloat(narrow.data(), w.dtype, kept.data(), kept.size());
   WeightError error;
@@ -86,22 +80,26 @@ Status RequireNumbers(const LoadedSlice& slice) {
   }
 }
 
-// The stream is made once a consumer call: loading is bound by reading, not by this.
-Status StorePlain(Device& device, const LoadedSlice& slice, void* target, DType as) {
+void WeightCopier::Copy(void* target, const void* data, size_t bytes) {
+  device_.CopyToDevice(target, data, bytes, *stream_);
+  stream_->Synchronize();
+}
+
+Status StorePlain(WeightCopier& copier, const LoadedSlice& slice, void* target, DType as) {
   LM_RETURN_IF_ERROR(RequireNumbers(slice));
   size_t n = static_cast<size_t>(slice.rows * slice.cols);
   if (slice.dtype == as) {
-    CopyUp(device, target, slice.data, n * DTypeSize(as));
+    copier.Copy(target, slice.data, n * DTypeSize(as));
     return Status::Ok();
   }
   std::vector<float> wide(n);
   ConvertToFloat(slice.data, slice.dtype, wide.data(), n);
   if (as == DType::kF32) {
-    CopyUp(device, target, wide.data(), n * sizeof(float));
+    copier.Copy(target, wide.data(), n * sizeof(float));
   } else {
     std::vector<char> narrow(n * DTypeSize(as));
     ConvertFromFloat(wide.data(), narrow.data(), as, n);
-    CopyUp(device, target, narrow.data(), narrow.size());
+    copier.Copy(target, narrow.data(), narrow.size());
   }
   return Status::Ok();
 }

@@ -22,12 +22,23 @@ struct WeightError {
 // kInvalidModel unless the slice holds floating-point numbers.
 Status RequireNumbers(const LoadedSlice& slice);
 
+// Copies weights to the device, all of them on one stream; each copy has ended when the call returns. One thread at a time.
+class WeightCopier {
+ public:
+  explicit WeightCopier(Device& device) : device_(device), stream_(device.CreateStream()) {}
+  void Copy(void* target, const void* data, size_t bytes);
+
+ private:
+  Device& device_;
+  std::unique_ptr<Stream> stream_;
+};
+
 // Copies a slice to the device at `target` as a plain type.
-Status StorePlain(Device& device, const LoadedSlice& slice, void* target, DType as);
+Status StorePlain(WeightCopier& copier, const LoadedSlice& slice, void* target, DType as);
 
 // Where one matrix goes. `view` describes it on the device: plain, FP8 (its scales are written, too) or packed.
 struct WeightTarget {
-  Device* device = nullptr;
+  std::shared_ptr<WeightCopier> copier;
   WeightView view;
 };
 

@@ -58,7 +58,7 @@ class Layouter {
       w.dense = Mlp(p + "mlp.", c_.intermediate_size, s_.dense_width);
       return w;
     }
-    w.moe = Moe(p + "mlp.", i < c_.num_hidden_layers ? expert_slots_ : 0);
+    w.moe = Moe(p + "mlp.", expert_slots_);
     if (c_.n_shared_experts > 0)
       w.shared = Mlp(p + "mlp.shared_experts.", c_.moe_intermediate_size * c_.n_shared_experts, s_.shared_width);
     return w;

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
+#include <numeric>
 #include <set>
 #include <sstream>
 
@@ -86,6 +87,50 @@ TEST(ExpertLoads, AreThoseOfAllRanks) {
     EXPECT_GT(layers, 0);
     EXPECT_EQ(choices, layers * per_layer) << ToString(layout);
     EXPECT_EQ(moved, 0);
+  }
+}
+
+struct Drafted {
+  std::vector<std::vector<int32_t>> out;
+  EngineStats stats;
+};
+
+// Eight skewed requests of the demo model; drafts that change nothing come from its own layer.
+Drafted RunDemo(const ParallelConfig& layout, int drafts, int redundant) {
+  EngineOptions options = BalanceOptions("launch/demo", redundant, 2);
+  options.expert_balance = redundant >= 0;
+  options.redundant_experts = std::max(redundant, 0);
+  options.max_model_len = 128;
+  options.speculative_tokens = drafts;
+  options.speculative_adapt = false;
+  Drafted run{std::vector<std::vector<int32_t>>(8), {}};
+  Status status = RunOnThreads(layout, options, [&](Engine& engine) -> Status {
+    for (size_t i = 0; i < run.out.size(); ++i) {
+      std::vector<int32_t> prompt(12, static_cast<int32_t>(300 + 17 * (i / 2)));
+      LM_RETURN_IF_ERROR(SubmitGreedy(engine, std::to_string(i), prompt, 24, run.out[i]));
+    }
+    engine.RunUntilIdle();
+    run.stats = engine.Stats();
+    return Status::Ok();
+  });
+  EXPECT_TRUE(status.ok()) << status.message();
+  return run;
+}
+
+// The draft layer has experts of its own: they are counted and moved like the others, while it drafts.
+TEST(LiveBalanceWithDrafts, TokensStayWhileExpertsOfAllLayersMove) {
+  Drafted plain = RunDemo({1, 1, 1, 1}, 0, -1);
+  for (auto [layout, redundant] : {std::pair{ParallelConfig{2, 2, 1, 1}, 3}, {ParallelConfig{1, 2, 2, 1}, 2},
+                                   {ParallelConfig{4, 1, 1, 2}, 4}, {ParallelConfig{1, 2, 1, 1}, 0}}) {
+    Drafted run = RunDemo(layout, 2, redundant);
+    EXPECT_EQ(run.out, plain.out) << ToString(layout);
+    EXPECT_GT(run.stats.accepted_tokens, 0) << ToString(layout);
+    EXPECT_GT(run.stats.expert_layers_moved, run.stats.expert_layers) << ToString(layout);
+    EXPECT_GT(run.stats.experts_sent, 0) << ToString(layout);
+    ASSERT_EQ(run.stats.expert_layers, plain.stats.expert_layers + 1) << ToString(layout);
+    auto draft_layer = run.stats.expert_load.end() - 16;
+    EXPECT_GT(std::accumulate(draft_layer, run.stats.expert_load.end(), int64_t{0}), 0) << ToString(layout);
+    EXPECT_LT(run.stats.expert_max_over_mean, run.stats.expert_contiguous_max_over_mean) << ToString(layout);
   }
 }
 
