@@ -16,8 +16,9 @@ namespace {
 
 // Longer than a step of 32 tokens, so that it comes in chunks; it repeats itself, so that look-up finds drafts.
 constexpr const char* kPrompt =
-    "In the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness was upon "
-    "the face of the deep. And God said, Let there be light: and there was light. And God said, Let there be";
+    "Of the children of Reuben, by their generations, after their families, by the house of their fathers, according to the "
+    "number of the names, from twenty years old and upward, all that were able to go forth to war. Of the children of Simeon, "
+    "by their generations, after";
 
 EngineOptions DemoOptions() {
   EngineOptions options;
@@ -171,7 +172,7 @@ void ExpectSameOutcome(const Outcome& got, const Outcome& want, const std::strin
   for (const auto& [id, received] : want.received) ExpectSame(got.received.at(id), received, where + ", " + id);
   EXPECT_GT(got.stats.accepted_tokens, 0) << where;
   EXPECT_LT(got.stats.accepted_tokens, got.stats.draft_tokens) << where;      // some were rejected
-  EXPECT_GT(got.ended_in_a_run, 0) << where;
+  EXPECT_GT(got.ended_in_a_run, 3) << where;
 }
 
 TEST(SpeculationTest, EverythingARequestCanAskForIsAsWithoutDraftsOnEveryLayout) {
