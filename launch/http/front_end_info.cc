@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
 #include <boost/json.hpp>
+#include <cmath>
+#include <numeric>
 #include <variant>
 
 #include "launch/api_fields.h"
@@ -65,6 +67,20 @@ json::array LoadByRank(const EngineStats& stats) {
   for (size_t i = 0; i < stats.expert_rank_load.size() && !sums.empty(); ++i)
     sums[i % sums.size()] += stats.expert_rank_load[i];
   return json::array(sums.begin(), sums.end());
+}
+
+// [layers][experts] tokens since the start, in percent of the layer's mean; empty until gathered.
+json::array LoadByExpert(const EngineStats& stats) {
+  json::array layers;
+  size_t experts = stats.expert_layers == 0 ? 0 : stats.expert_load.size() / static_cast<size_t>(stats.expert_layers);
+  for (size_t begin = 0; experts > 0 && begin + experts <= stats.expert_load.size(); begin += experts) {
+    auto first = stats.expert_load.begin() + static_cast<std::ptrdiff_t>(begin), end = first + static_cast<std::ptrdiff_t>(experts);
+    double mean = static_cast<double>(std::accumulate(first, end, int64_t{0})) / static_cast<double>(experts);
+    json::array& layer = layers.emplace_back(json::array()).as_array();
+    for (auto load = first; load != end; ++load)
+      layer.push_back(mean == 0 ? 0 : std::llround(100 * static_cast<double>(*load) / mean));
+  }
+  return layers;
 }
 
 }  // namespace
@@ -172,7 +188,8 @@ std::string FrontEnd::StatsJson() {
       {"connections", server_.connections().open.load()}, {"rejected", metrics_.rejected}, {"draining", draining_},
       {"ttft", Percentiles(metrics_.time_to_first_token)}, {"itl", Percentiles(metrics_.inter_token_latency)},
       {"e2e", Percentiles(metrics_.e2e_latency)}, {"front_end", Percentiles(metrics_.front_end_delay)},
-      {"experts", engine_.config().n_routed_experts}, {"expert_load", LoadByRank(stats)}});
+      {"experts", engine_.config().n_routed_experts}, {"expert_load", LoadByRank(stats)},
+      {"expert_loads", LoadByExpert(stats)}});
 }
 
 }  // namespace latentmesh

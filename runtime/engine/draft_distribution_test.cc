@@ -24,14 +24,14 @@ std::vector<std::pair<int32_t, double>> Next(Engine& engine, const std::vector<i
   ScoreOptions last;
   last.logits_from = static_cast<int32_t>(ids.size()) - 1;
   ScoreResult score = engine.Score(ids, last).value();
-  std::vector<std::pair<double, int32_t>> order;
-  for (int64_t i = 0; i < score.vocab; ++i)
-    order.push_back({-double{score.logits[score.logits.size() - static_cast<size_t>(score.vocab - i)]}, static_cast<int32_t>(i)});
+  std::vector<std::pair<double, int32_t>> order;       // falling logits
+  const float* row = score.logits.data() + score.logits.size() - static_cast<size_t>(score.vocab);
+  for (int32_t i = 0; i < score.vocab; ++i) order.push_back({-double{row[i]}, i});
   std::partial_sort(order.begin(), order.begin() + kTopK, order.end());
   std::vector<std::pair<int32_t, double>> next;
   double sum = 0;
-  for (int32_t k = 0; k < kTopK; ++k) {
-    next.push_back({order[static_cast<size_t>(k)].second, std::exp((order[0].first - order[static_cast<size_t>(k)].first) / temperature)});
+  for (size_t k = 0; k < kTopK; ++k) {
+    next.push_back({order[k].second, std::exp((order[0].first - order[k].first) / temperature)});
     sum += next.back().second;
   }
   for (auto& [id, p] : next) p /= sum;

@@ -65,7 +65,7 @@ void AddEnds(const std::vector<int32_t>& prompt, const std::vector<int32_t>& gre
     stop_id.sampling.stop_token_ids = {greedy[static_cast<size_t>(i)]};
     requests.push_back(stop_id);
     Request stop_text = Plain("stop text" + std::to_string(i), prompt, 20);
-    stop_text.sampling.stop = {tokenizer.Decode(std::vector<int32_t>{greedy[static_cast<size_t>(i)], greedy[static_cast<size_t>(i) + 1]})};
+    stop_text.sampling.stop = {tokenizer.Decode(std::span(greedy).subspan(static_cast<size_t>(i), 2))};
     stop_text.sampling.include_stop_str_in_output = i % 2 == 0;
     requests.push_back(stop_text);
   }

@@ -219,7 +219,8 @@ TEST_F(ServeTest, InformationEndpoints) {
   EXPECT_THAT(page.body, HasSubstr("latentmesh"));
   client.Send("GET /stats/stream HTTP/1.1\r\nHost: test\r\n\r\n");
   EXPECT_THAT(client.ReadUntil("}\n\n"),
-              AllOf(HasSubstr("text/event-stream"), HasSubstr("\"expert_load\":[5.5E1,2.5E1]")));
+              AllOf(HasSubstr("text/event-stream"), HasSubstr("\"expert_load\":[5.5E1,2.5E1]"),
+                    HasSubstr("\"expert_loads\":[[400,0,0,0,0,200,100,100],[0,0,0,0,0,0,0,0]]")));
 }
 
 TEST_F(ServeTest, ApiKey) {

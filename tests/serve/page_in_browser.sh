@@ -18,6 +18,7 @@ fi
 fail() { echo "$1"; head -c 3000 "$work/dom.html"; tail -n 5 "$work/log"; exit 1; }
 grep -q 'id="state"[^>]*>live<' "$work/dom.html" || fail "the page did not come alive"
 grep -q 'rank 1' "$work/dom.html" || fail "no expert load by rank"
+grep -q 'times the layer.s mean: <span id="heatmost">0 to [0-9]' "$work/dom.html" || fail "no loads by layer and expert"
 grep -qE 'id="running">[0-9]' "$work/dom.html" || fail "no running requests"
 grep -q 'First token' "$work/dom.html" || fail "no latencies"
 echo "the page is live in $("$browser" --version 2>/dev/null | head -n 1)"

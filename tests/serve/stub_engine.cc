@@ -56,6 +56,7 @@ EngineStats StubEngine::Stats() const {
   stats.draft_tokens = 6;
   stats.accepted_tokens = 4;
   stats.expert_layers = stats.expert_ranks = 2;
+  stats.expert_load = {4, 0, 0, 0, 0, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0};
   stats.expert_rank_load = {30, 10, 25, 15};
   return stats;
 }
