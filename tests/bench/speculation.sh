@@ -34,7 +34,7 @@ for temperature in 0 0.7; do
       [ -e "$work/text-$temperature" ] || cp "$work/text" "$work/text-$temperature"
       cmp -s "$work/text" "$work/text-$temperature" && continue
       [ "$batch" -gt 1 ] || { echo "WRONG: other text with $setting at temperature $temperature"; exit 1; }
-      others="$others, $setting"
+      [[ "$others," == *", $setting,"* ]] || others="$others, $setting"
     done
   done
   echo "batch $batch, $tokens tokens a prompt, temperature $temperature; medians of $rounds runs"
