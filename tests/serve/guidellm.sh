@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # guidellm, a public load generator, against the demo model over 2 ranks: guidellm.sh PROGRAM [GUIDELLM]. Installs it in a
-# temporary environment (6 GB with its torch); skipped (77) where it is not to be had.
+# temporary environment (6 GB with its torch, 82 s on a fast line); skipped (77) where it is not to be had. A test only with
+# -DLATENTMESH_LONG_TESTS=ON; GUIDELLM names one that is installed already.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tests/serve/with_server.sh
