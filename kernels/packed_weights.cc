@@ -83,8 +83,15 @@ void Quantise(const float* x, int bits, Group& group) {
   bits == 8 ? EightBits(x, largest, group) : FourBits(x, largest, group);
 }
 
+void Clear(const PackedShape& shape, uint8_t* panel) {
+  for (int64_t g = 0; g < 2 * shape.blocks(); ++g) {
+    std::memset(panel + shape.scales_at(g), 0, kPackedRows * 2);
+    std::memset(panel + shape.codes_at(g), shape.bits == 8 ? 0x80 : 0x88, static_cast<size_t>(shape.group_bytes()));
+  }
+}
+
 void StoreGroup(const Group& group, const PackedShape& shape, int64_t row, int64_t g, uint8_t* panel) {
-  uint8_t* codes = panel + g * shape.group_bytes();
+  uint8_t* codes = panel + shape.codes_at(g);
   for (int i = 0; i < kGroup; ++i) {
     const int step = i / 4;
     if (shape.bits == 8) {
@@ -96,7 +103,7 @@ void StoreGroup(const Group& group, const PackedShape& shape, int64_t row, int64
     }
   }
   const uint16_t scale = FloatToBF16(group.scale);
-  std::memcpy(panel + shape.scales_offset() + (g * kPackedRows + row) * 2, &scale, sizeof scale);
+  std::memcpy(panel + shape.scales_at(g) + row * 2, &scale, sizeof scale);
 }
 
 void AddError(const float* x, int64_t n, const Group& group, PackingError& error) {
@@ -114,11 +121,10 @@ PackingError PackWeights(const float* weights, const PackedShape& shape, void* p
   auto* bytes = static_cast<uint8_t*>(packed);
   Group group;
   for (int64_t panel = 0; panel < shape.panels(); ++panel, bytes += shape.panel_bytes()) {
-    std::memset(bytes, shape.bits == 8 ? 0x80 : 0x88, static_cast<size_t>(shape.scales_offset()));
-    std::memset(bytes + shape.scales_offset(), 0, static_cast<size_t>(shape.panel_bytes() - shape.scales_offset()));
+    Clear(shape, bytes);
     for (int64_t row = 0; row < std::min(kPackedRows, shape.rows - panel * kPackedRows); ++row) {
       const float* source = weights + (panel * kPackedRows + row) * shape.cols;
-      for (int64_t g = 0; g < shape.groups(); ++g) {
+      for (int64_t g = 0; g * kPackedGroup < shape.cols; ++g) {
         const int64_t n = std::min(kPackedGroup, shape.cols - g * kPackedGroup);
         float x[kGroup] = {};
         std::copy_n(source + g * kPackedGroup, n, x);
@@ -134,9 +140,9 @@ PackingError PackWeights(const float* weights, const PackedShape& shape, void* p
 float PackedWeightAt(const void* packed, const PackedShape& shape, int64_t row, int64_t col) {
   const auto* panel = static_cast<const uint8_t*>(packed) + row / kPackedRows * shape.panel_bytes();
   const int64_t g = col / kPackedGroup, lane = row % kPackedRows, step = col % kPackedGroup / 4;
-  const uint8_t* codes = panel + g * shape.group_bytes();
+  const uint8_t* codes = panel + shape.codes_at(g);
   uint16_t scale;
-  std::memcpy(&scale, panel + shape.scales_offset() + (g * kPackedRows + lane) * 2, sizeof scale);
+  std::memcpy(&scale, panel + shape.scales_at(g) + lane * 2, sizeof scale);
   if (shape.bits == 8) return BF16ToFloat(scale) * static_cast<float>(codes[step * 64 + lane * 4 + col % 4] - 128);
   const uint8_t byte = codes[step % 4 * 64 + lane * 4 + col % 4];
   return BF16ToFloat(scale) * static_cast<float>((step < 4 ? byte & 15 : byte >> 4) - 8);

@@ -2,11 +2,12 @@
 //
 //   W[i][j] = scale[i][j / 32] * (code[i][j] - zero),  zero = 128 (8 bits) or 8 (4 bits), scale a bf16
 //
-// A matrix is a list of panels of 16 rows, one after the other. A panel holds the codes of its groups, then their
-// scales [groups][16], then zeros up to a multiple of 64 bytes. Within a group, step s (of 8) takes columns
-// 4 s .. 4 s + 3 of the 16 rows, so that each 32-bit lane of a vector is one row:
+// A matrix is a list of panels of 16 rows, one after the other; a panel is a list of blocks of two groups, so that one
+// product reads memory front to back in whole cache lines. A block holds the scales [2][16] of its groups (64 bytes), then
+// the codes of the one and of the other. Within a group, step s (of 8) takes columns 4 s .. 4 s + 3 of the 16 rows, so that
+// each 32-bit lane of a vector is one row:
 //   8 bits: byte [s][row][column % 4];   4 bits: byte [s % 4][row][column % 4], low half for s < 4, high half above.
-// Rows up to the end of a panel and columns up to the end of a group hold the code `zero`.
+// Rows up to the end of a panel and columns up to the end of a block have the code `zero` and, beyond groups, the scale 0.
 #pragma once
 
 #include <cstddef>
@@ -23,11 +24,14 @@ struct PackedShape {
   int bits = 8;
 
   int64_t panels() const { return (rows + kPackedRows - 1) / kPackedRows; }
-  int64_t groups() const { return (cols + kPackedGroup - 1) / kPackedGroup; }
-  int64_t group_bytes() const { return kPackedRows * kPackedGroup * bits / 8; }
-  int64_t scales_offset() const { return groups() * group_bytes(); }  // bytes from a panel's start
-  int64_t panel_bytes() const { return (groups() * (group_bytes() + kPackedRows * 2) + 63) / 64 * 64; }
+  int64_t blocks() const { return (cols + 2 * kPackedGroup - 1) / (2 * kPackedGroup); }
+  int64_t group_bytes() const { return kPackedRows * kPackedGroup * bits / 8; }  // of codes
+  int64_t block_bytes() const { return 2 * (kPackedRows * 2 + group_bytes()); }
+  int64_t panel_bytes() const { return blocks() * block_bytes(); }
   int64_t bytes() const { return panels() * panel_bytes(); }
+  // Where the codes and the scales of a group begin in its panel.
+  int64_t codes_at(int64_t g) const { return g / 2 * block_bytes() + 4 * kPackedRows + g % 2 * group_bytes(); }
+  int64_t scales_at(int64_t g) const { return g / 2 * block_bytes() + g % 2 * kPackedRows * 2; }
 };
 
 // What rounding did to a matrix: sums over its elements. sqrt(error / norm) is the relative error.

@@ -69,11 +69,10 @@ struct ActivationGroup {
 
 // out[t][n] (+)= x[t] . w[n] with packed weights (packed_weights.h); the first row begins a panel.
 struct PackedDotArgs {
-  const ActivationGroup* x;  // [tokens, groups]
+  const ActivationGroup* x;  // [tokens, 2 * blocks]
   int64_t tokens;
   const uint8_t* panels;
-  int64_t panel_bytes;
-  int64_t groups;
+  int64_t blocks;
   int64_t rows;
   float* out;
   int64_t out_stride;
@@ -103,7 +102,7 @@ struct KernelTable {
   void (*outer[kWeightKinds - 1])(const OuterArgs&);  // no block scales
   void (*outer_transposed)(const OuterArgs&);         // float b
   void (*pack[kWeightKinds])(const PackArgs&);
-  // [n] numbers as groups, the last one filled with zeros. A group that holds NaN or infinity gets the scale NaN.
+  // [n] numbers as groups, an even number of them, filled with zeros at the end. A group that holds NaN or infinity gets the scale NaN.
   void (*to_groups)(const float* x, int64_t n, ActivationGroup* groups);
   void (*packed_dot8)(const PackedDotArgs&);
   void (*packed_dot4)(const PackedDotArgs&);

@@ -53,49 +53,66 @@ static inline void PackedGroupSums(const uint8_t* const (&codes)[V], const Activ
   }
 }
 
+template <int kBits>
+constexpr int64_t kGroupBytes = kPackedRows * kPackedGroup * kBits / 8;
+template <int kBits>
+constexpr int64_t kBlockBytes = 2 * (kPackedRows * 2 + kGroupBytes<kBits>);
+constexpr int64_t kPackedAhead = 4096;  // bytes fetched ahead; rows of a matrix lie one after the other
+
+// sum += one group of P blocks for T tokens.
+template <int kBits, int P, int T>
+static inline void PackedGroup(const uint8_t* const (&block)[P], int half, const ActivationGroup* const (&x)[T],
+                               Vec (&sum)[P * kPanelVectors][T]) {
+  constexpr int V = P * kPanelVectors;
+  const uint8_t* codes[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    codes[v] = block[v / kPanelVectors] + 4 * kPackedRows + half * kGroupBytes<kBits> + v % kPanelVectors * kLanes * 4;
+  }
+  IntVec acc[V][T];
+  PackedGroupSums<kBits, V, T>(codes, x, acc);
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    Vec scale[kPanelVectors];
+    LoadScales(block[p] + half * kPackedRows * 2, scale);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const Vec x_scale = Set1(x[t]->scale);
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVectors; ++v) {
+        const int i = p * kPanelVectors + v;
+        sum[i][t] = MulAdd(FromInt(acc[i][t]), Mul(scale[v], x_scale), sum[i][t]);
+      }
+    }
+  }
+}
+
 // P panels from `panel` and T tokens from `token`.
 template <int kBits, int P, int T>
 static inline void PackedTile(const PackedDotArgs& a, int64_t panel, int64_t token, Vec (&sum)[P * kPanelVectors][T]) {
-  constexpr int V = P * kPanelVectors;
-  constexpr int64_t kGroupBytes = kPackedRows * kPackedGroup * kBits / 8;
-  const uint8_t* codes[V];
-  const uint8_t* scales[P];
+  const uint8_t* block[P];
   const ActivationGroup* x[T];
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) {
-    const uint8_t* base = a.panels + (panel + p) * a.panel_bytes;
-    scales[p] = base + a.groups * kGroupBytes;
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanelVectors; ++v) codes[p * kPanelVectors + v] = base + v * kLanes * 4;
-  }
+  for (int p = 0; p < P; ++p) block[p] = a.panels + (panel + p) * a.blocks * kBlockBytes<kBits>;
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
-    x[t] = a.x + (token + t) * a.groups;
+    x[t] = a.x + (token + t) * 2 * a.blocks;
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[v][t] = Zero();
+    for (int v = 0; v < P * kPanelVectors; ++v) sum[v][t] = Zero();
   }
-  for (int64_t g = 0; g < a.groups; ++g) {
-    IntVec acc[V][T];
-    PackedGroupSums<kBits, V, T>(codes, x, acc);
+  for (int64_t b = 0; b < a.blocks; ++b) {
+    if constexpr (P == 1) {
+#pragma GCC unroll 32
+      for (int64_t i = 0; i < kBlockBytes<kBits>; i += 64) __builtin_prefetch(block[0] + kPackedAhead + i);
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      PackedGroup<kBits, P, T>(block, half, x, sum);
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      Vec scale[kPanelVectors];
-      LoadScales(scales[p], scale);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const Vec x_scale = Set1(x[t]->scale);
-#pragma GCC unroll 4
-        for (int v = 0; v < kPanelVectors; ++v) {
-          const int i = p * kPanelVectors + v;
-          sum[i][t] = MulAdd(FromInt(acc[i][t]), Mul(scale[v], x_scale), sum[i][t]);
-        }
-      }
-      scales[p] += kPackedRows * 2;
+      for (int t = 0; t < T; ++t) ++x[t];
     }
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) ++x[t];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) codes[v] += kGroupBytes;
+    for (int p = 0; p < P; ++p) block[p] += kBlockBytes<kBits>;
   }
 }
 
@@ -124,7 +141,7 @@ static void PackedTokens(const PackedDotArgs& a, int64_t panel, int64_t token) {
 
 template <int kBits, int P>
 static void PackedPanels(const PackedDotArgs& a, int64_t panel) {
-  constexpr int T = kPackedTileTokens;
+  constexpr int T = P == 1 ? kPackedTokens : kPackedTileTokens;
   int64_t t = 0;
   for (; t + T <= a.tokens; t += T) PackedTokens<kBits, P, T>(a, panel, t);
   if constexpr (T > 4) {
@@ -136,12 +153,15 @@ static void PackedPanels(const PackedDotArgs& a, int64_t panel) {
   for (; t < a.tokens; ++t) PackedTokens<kBits, P, 1>(a, panel, t);
 }
 
+// Few tokens: panel after panel, as memory has them. More: a register tile of several panels.
 template <int kBits>
 static void PackedDot(const PackedDotArgs& a) {
   constexpr int P = kPackedTileRows / static_cast<int>(kPackedRows);
   const int64_t panels = (a.rows + kPackedRows - 1) / kPackedRows;
   int64_t panel = 0;
-  for (; panel + P <= panels; panel += P) PackedPanels<kBits, P>(a, panel);
+  if (a.tokens > kPackedTokens) {
+    for (; panel + P <= panels; panel += P) PackedPanels<kBits, P>(a, panel);
+  }
   for (; panel < panels; ++panel) PackedPanels<kBits, 1>(a, panel);
 }
 
@@ -178,7 +198,8 @@ static inline void ToGroup(const Vec (&x)[kPackedGroup / kLanes], ActivationGrou
 
 static void ToGroups(const float* x, int64_t n, ActivationGroup* groups) {
   constexpr int kVectors = kPackedGroup / kLanes;
-  for (int64_t begin = 0; begin < n; begin += kPackedGroup, ++groups) {
+  const int64_t end = (n + 2 * kPackedGroup - 1) / (2 * kPackedGroup) * (2 * kPackedGroup);
+  for (int64_t begin = 0; begin < end; begin += kPackedGroup, ++groups) {
     Vec v[kVectors];
     for (int i = 0; i < kVectors; ++i) {
       const int64_t at = begin + i * kLanes, left = n - at;

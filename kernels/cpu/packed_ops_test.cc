@@ -83,7 +83,7 @@ class PackedOps : public OpsTest {
   static Rows Rounded(const Rows& x) {
     const TensorView& v = x.view();
     Rows out(DType::kF32, v.rows(), v.cols());
-    std::vector<ActivationGroup> groups((v.cols() + 31) / 32);
+    std::vector<ActivationGroup> groups((v.cols() + 63) / 64 * 2);
     for (int64_t t = 0; t < v.rows(); ++t) {
       PortableKernels().to_groups(v.f32() + t * v.row_stride, v.cols(), groups.data());
       for (int64_t c = 0; c < v.cols(); ++c) out.Set(t, c, groups[c / 32].scale * groups[c / 32].level[c % 32]);
@@ -104,7 +104,7 @@ TEST_P(PackedOps, ActivationsAreRoundedAlikeEverywhere) {
   for (int64_t cols : {1, 7, 32, 45, 96}) {
     Rows x = RandomRows(random, 1, cols);
     if (cols == 45) x.Set(0, 3, std::numeric_limits<float>::quiet_NaN());
-    std::vector<ActivationGroup> a(3), b(3);
+    std::vector<ActivationGroup> a(4), b(4);
     Kernels().to_groups(x.view().f32(), cols, a.data());
     PortableKernels().to_groups(x.view().f32(), cols, b.data());
     for (int64_t g = 0; g < (cols + 31) / 32; ++g) {

@@ -44,8 +44,7 @@ void MultiplyPacked(const Product& p, int64_t begin, int64_t end, bool accumulat
   const PackedShape shape = p.w.packed_shape();
   const auto* panels = static_cast<const uint8_t*>(p.w.data) + begin / kPackedRows * shape.panel_bytes();
   const auto dot = shape.bits == 8 ? Kernels().packed_dot8 : Kernels().packed_dot4;
-  dot({p.input.groups, p.tokens, panels, shape.panel_bytes(), shape.groups(), end - begin, p.out + begin, p.out_stride,
-       accumulate});
+  dot({p.input.groups, p.tokens, panels, shape.blocks(), end - begin, p.out + begin, p.out_stride, accumulate});
 }
 
 constexpr int64_t kInlineNumbers = 1 << 15;  // fewer are not worth a parallel loop
@@ -56,7 +55,7 @@ ProductInput ReadProductInput(CpuContext& context, const TensorView& x, const We
   const FloatRows rows = ReadFloatRows(context, x);
   ProductInput input{rows.data, rows.stride};
   if (!w.packed()) return input;
-  input.group_stride = w.packed_shape().groups();
+  input.group_stride = 2 * w.packed_shape().blocks();
   const int64_t count = x.rows(), bytes = count * input.group_stride * static_cast<int64_t>(sizeof(ActivationGroup));
   auto* groups = reinterpret_cast<ActivationGroup*>(context.Scratch(ScratchSlot::kGroups, (bytes + 3) / 4));
   input.groups = groups;

@@ -105,6 +105,7 @@ struct ByteVec {
   __m256i v;
 };
 constexpr int kPackedTileRows = 16;
+constexpr int kPackedTokens = 2;
 constexpr int kPackedTileTokens = 3;
 static inline IntVec SetInt(int32_t x) { return {_mm256_set1_epi32(x)}; }
 static inline ByteVec LoadBytes(const uint8_t* p) {

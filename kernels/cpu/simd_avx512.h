@@ -104,6 +104,7 @@ struct ByteVec {
 };
 constexpr bool kBytesWithZero = true;
 constexpr int kPackedTileRows = 32;
+constexpr int kPackedTokens = 8;
 constexpr int kPackedTileTokens = 6;
 static inline IntVec SetInt(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline ByteVec LoadBytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }

@@ -105,6 +105,7 @@ struct ByteVec {
 };
 constexpr bool kBytesWithZero = true;
 constexpr int kPackedTileRows = 16;  // register tile of the packed products: kPackedTileRows x kPackedTileTokens
+constexpr int kPackedTokens = 1;    // the same with one panel
 constexpr int kPackedTileTokens = 1;
 static inline IntVec SetInt(int32_t x) { return {Int4{x, x, x, x}}; }
 static inline ByteVec LoadBytes(const uint8_t* p) {

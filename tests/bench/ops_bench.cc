@@ -80,6 +80,22 @@ Machine MeasureMachine(CpuDevice& device) {
           static_cast<double>(Kernels().fma_flops) * static_cast<double>(rounds) * 4 * threads / burn};
 }
 
+// How weights lie in memory.
+struct Format {
+  const char* name;
+  DType dtype;
+  int packed_bits = 0;
+
+  int64_t Bytes(int64_t n, int64_t k) const {
+    if (packed_bits != 0) return PackedShape{n, k, packed_bits}.bytes();
+    return n * k * static_cast<int64_t>(DTypeSize(dtype));
+  }
+  // Activations are rounded where the weights are packed; f32 arithmetic otherwise.
+  double Bound() const { return packed_bits != 0 ? 0.02 : 1e-5; }
+};
+const Format kFormats[] = {{"f32", DType::kF32},     {"bf16", DType::kBF16},   {"f16", DType::kF16},
+                           {"fp8", DType::kF8E4M3}, {"int8", DType::kU8, 8}, {"int4", DType::kU8, 4}};
+
 class Bench {
  public:
   explicit Bench(const Options& options)
@@ -114,21 +130,22 @@ class Bench {
                             {"v2-lite q_proj", 3072, 2048},
                             {"v2-lite gate_proj", 10944, 2048}};
     for (const Shape& s : shapes) {
-      for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3}) {
-        for (int64_t t : {1, 8, 32, 512}) GemmCase(s, dtype, t);
+      for (const Format& format : kFormats) {
+        for (int64_t t : {1, 8, 32, 512}) GemmCase(s, format, t);
       }
     }
   }
 
   static int64_t ScaleCount(int64_t n, int64_t k) { return ((n + 127) / 128) * ((k + 127) / 128); }
 
-  WeightView MakeWeight(DType dtype, int64_t n, int64_t k, const void* data, const float* scales) {
+  static WeightView MakeWeight(const Format& format, int64_t n, int64_t k, const void* data, const float* scales) {
     WeightView w;
-    w.dtype = dtype;
+    w.dtype = format.dtype;
+    w.packed_bits = format.packed_bits;
     w.data = data;
     w.rows = n;
     w.cols = k;
-    if (dtype != DType::kF8E4M3) return w;
+    if (format.dtype != DType::kF8E4M3) return w;
     w.scales = scales;
     w.scale_cols = (k + 127) / 128;
     w.block_rows = w.block_cols = 128;
@@ -150,6 +167,18 @@ class Bench {
     return tensor;
   }
 
+  // `copies` matrices one after the other: different numbers, or one packed matrix again and again.
+  Tensor FillWeights(const Format& format, int64_t copies, int64_t n, int64_t k) {
+    if (format.packed_bits == 0) return Fill(format.dtype, copies * n * k, 1.0f);
+    const Tensor numbers = Fill(DType::kF32, n * k, 1.0f);
+    const PackedShape shape{n, k, format.packed_bits};
+    Tensor tensor(device_.get(), DType::kU8, {copies * shape.bytes()});
+    PackWeights(numbers.view.f32(), shape, tensor.view.data);
+    for (int64_t i = 1; i < copies; ++i)
+      std::memcpy(tensor.view.as<char>() + i * shape.bytes(), tensor.view.data, static_cast<size_t>(shape.bytes()));
+    return tensor;
+  }
+
   bool Selected(const std::string& name) const { return name.find(options_.filter) != std::string::npos; }
 
   void Report(const std::string& name, int64_t t, double seconds, double bytes, double flops) {
@@ -159,7 +188,7 @@ class Bench {
     std::fflush(stdout);
   }
 
-  void Check(const std::string& name, const TensorView& got, const TensorView& expected) {
+  void Check(const std::string& name, const TensorView& got, const TensorView& expected, double bound = 1e-5) {
     double difference = 0, norm = 0;
     for (int64_t r = 0; r < expected.rows(); ++r) {
       for (int64_t c = 0; c < expected.cols(); ++c) {
@@ -169,28 +198,28 @@ class Bench {
       }
     }
     const double error = std::sqrt(difference / norm);
-    if (error < 1e-5) return;
+    if (error < bound) return;
     std::printf("%s: WRONG, relative error %g\n", name.c_str(), error);
     failed_ = true;
   }
 
-  void GemmCase(const Shape& s, DType dtype, int64_t t) {
-    const std::string name = std::string(s.name) + " " + DTypeName(dtype);
+  void GemmCase(const Shape& s, const Format& format, int64_t t) {
+    const std::string name = std::string(s.name) + " " + format.name;
     if (!Selected(name)) return;
-    const int64_t bytes = s.n * s.k * static_cast<int64_t>(DTypeSize(dtype));
+    const int64_t bytes = format.Bytes(s.n, s.k);
     const int64_t copies = std::max<int64_t>(1, (int64_t{192} << 20) / bytes);  // more than any cache holds
-    const Tensor weights = Fill(dtype, copies * s.n * s.k, 1.0f),
+    const Tensor weights = FillWeights(format, copies, s.n, s.k),
                  scales = Fill(DType::kF32, ScaleCount(s.n, s.k), 0.1f);
     const Tensor x = Fill(DType::kF32, t * s.k, 1.0f);
     Tensor out(device_.get(), DType::kF32, {t, s.n}), expected(device_.get(), DType::kF32, {t, 16});
     GemmParams p{
-        x.view.Reshape({t, s.k}), MakeWeight(dtype, s.n, s.k, weights.view.data, scales.view.f32()), {}, out.view};
+        x.view.Reshape({t, s.k}), MakeWeight(format, s.n, s.k, weights.view.data, scales.view.f32()), {}, out.view};
     ops_->Gemm(p, *stream_);
     GemmParams part = p;
     part.w.rows = 16;
     part.out = expected.view;
     reference_->Gemm(part, *stream_);
-    Check(name, out.view.Cols(0, 16), expected.view);
+    Check(name, out.view.Cols(0, 16), expected.view, format.Bound());
     const double time = BestTime(options_.seconds, [&](int i) {
       p.w.data = weights.view.as<char>() + i % copies * bytes;
       ops_->Gemm(p, *stream_);
@@ -200,18 +229,20 @@ class Bench {
 
   // Tokens spread evenly over the experts that they choose at random.
   void Experts() {
-    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    for (const Format& format : kFormats) {
+      if (format.dtype == DType::kF16) continue;
       for (int64_t t : {1, 8, 32, 512}) {
-        ExpertCase("mini experts", 32, 4, 512, 1024, dtype, t);
-        ExpertCase("v2-lite experts", 64, 6, 1408, 2048, dtype, t);
+        ExpertCase("mini experts", 32, 4, 512, 1024, format, t);
+        ExpertCase("v2-lite experts", 64, 6, 1408, 2048, format, t);
       }
     }
   }
 
-  void ExpertCase(const char* model, int32_t experts, int top_k, int64_t n, int64_t k, DType dtype, int64_t t) {
-    const std::string name = std::string(model) + " gate_up " + DTypeName(dtype);
+  void ExpertCase(const char* model, int32_t experts, int top_k, int64_t n, int64_t k, const Format& format,
+                  int64_t t) {
+    const std::string name = std::string(model) + " gate_up " + format.name;
     if (!Selected(name)) return;
-    const int64_t size = static_cast<int64_t>(DTypeSize(dtype)), rows = t * top_k;
+    const int64_t bytes = format.Bytes(n, k), rows = t * top_k;
     std::vector<int32_t> counts(experts), offsets(experts + 1), order(experts);
     std::iota(order.begin(), order.end(), 0);
     for (int64_t i = 0; i < t; ++i) {
@@ -220,23 +251,23 @@ class Bench {
     }
     std::partial_sum(counts.begin(), counts.end(), offsets.begin() + 1);
     const int64_t touched = std::count_if(counts.begin(), counts.end(), [](int c) { return c > 0; });
-    const Tensor weights = Fill(dtype, 2 * experts * n * k, 1.0f),
+    const Tensor weights = FillWeights(format, 2 * experts, n, k),
                  scales = Fill(DType::kF32, experts * ScaleCount(n, k), 0.1f);
     const Tensor x = Fill(DType::kF32, rows * k, 0.1f);
     Tensor out(device_.get(), DType::kF32, {rows, n}), expected(device_.get(), DType::kF32, {rows, 16});
-    ExpertWeightsView gate{MakeWeight(dtype, n, k, weights.view.data, scales.view.f32()), experts, n * k * size, 0};
-    if (dtype == DType::kF8E4M3) gate.scale_stride = ScaleCount(n, k);
+    ExpertWeightsView gate{MakeWeight(format, n, k, weights.view.data, scales.view.f32()), experts, bytes, 0};
+    if (format.dtype == DType::kF8E4M3) gate.scale_stride = ScaleCount(n, k);
     ExpertWeightsView up = gate;
-    up.first.data = weights.view.as<char>() + experts * n * k * size;
+    up.first.data = weights.view.as<char>() + experts * bytes;
     GroupedGateUpParams p{x.view.Reshape({rows, k}), offsets.data(), gate, up, out.view};
     ops_->GroupedGateUp(p, *stream_);
     GroupedGateUpParams part = p;
     part.gate.first.rows = part.up.first.rows = 16;
     part.out = expected.view;
     reference_->GroupedGateUp(part, *stream_);
-    Check(name, out.view.Cols(0, 16), expected.view);
+    Check(name, out.view.Cols(0, 16), expected.view, format.Bound());
     const double time = BestTime(options_.seconds, [&](int) { ops_->GroupedGateUp(p, *stream_); });
-    Report(name, t, time, static_cast<double>(2 * touched * n * k * size + 4 * rows * (n + k)),
+    Report(name, t, time, static_cast<double>(2 * touched * bytes + 4 * rows * (n + k)),
            4.0 * static_cast<double>(rows * n * k));
   }
 
@@ -331,7 +362,7 @@ class Bench {
     const Tensor x = Fill(DType::kF32, t * heads * in, 1.0f);
     Tensor out(device_.get(), DType::kF32, {t, heads * to}), expected(device_.get(), DType::kF32, {t, heads * to});
     HeadGemmParams p{AsHeads(x.view.Reshape({t, heads * in}), heads, in),
-                     MakeWeight(DType::kBF16, heads * 2 * dim, latent, weights.view.data, nullptr),
+                     MakeWeight(kFormats[1], heads * 2 * dim, latent, weights.view.data, nullptr),
                      2 * dim,
                      transpose ? 0 : dim,
                      dim,
@@ -397,7 +428,7 @@ int main(int argc, char** argv) {
   latentmesh::Options options;
   if (!latentmesh::ParseOptions(argc, argv, options) || !latentmesh::ForceKernels(options.isa)) {
     std::fprintf(stderr,
-                 "usage: ops_bench [--threads N] [--isa portable|avx2|avx512] [--filter TEXT] [--seconds S] [--clock "
+                 "usage: ops_bench [--threads N] [--isa portable|avx2|avxvnni|avx512] [--filter TEXT] [--seconds S] [--clock "
                  "wall|cpu]\n");
     return 2;
   }
