@@ -14,10 +14,21 @@ constexpr int kGroup = static_cast<int>(kPackedGroup);
 // Where the largest number of a group may come to lie on the scale of 4-bit codes, which ends at -8.
 constexpr float kFourBitEnds[] = {6.5f, 7.0f, 7.5f, 8.0f, 8.5f, 9.0f};
 
+// The compiler's own vectors: the same operations in the same order on all machines.
+typedef float Float4 __attribute__((vector_size(16)));
+constexpr int kVectors = kGroup / 4;
+
+struct Numbers {
+  Float4 v[kVectors];
+};
+
 struct Group {
   float scale;
-  float levels[kGroup];  // code - zero
+  Numbers levels;  // code - zero
 };
+
+Float4 All(float x) { return Float4{x, x, x, x}; }
+float Sum(Float4 a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
 // Next larger bf16 (of a number >= 0), so that no level passes the end of the range.
 float RoundUpToBF16(float x) {
@@ -25,14 +36,17 @@ float RoundUpToBF16(float x) {
   return rounded >= x ? rounded : BF16ToFloat(static_cast<uint16_t>(FloatToBF16(x) + 1));
 }
 
-// Nearest whole number, ties to even, of |x| < 2^22; unlike lrint in a form that compilers vectorise.
-float Nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
+// Nearest whole number, ties to even, of |x| < 2^22.
+Float4 Nearest(Float4 x) { return (x + All(12582912.0f)) - All(12582912.0f); }
 
-void ToLevels(const float* x, float inverse, float low, float high, float* levels) {
-  for (int i = 0; i < kGroup; ++i) levels[i] = std::min(high, std::max(low, Nearest(x[i] * inverse)));
+void ToLevels(const Numbers& x, float inverse, float low, float high, Numbers& levels) {
+  for (int i = 0; i < kVectors; ++i) {
+    const Float4 level = Nearest(x.v[i] * All(inverse)), raised = level < All(low) ? All(low) : level;
+    levels.v[i] = raised > All(high) ? All(high) : raised;
+  }
 }
 
-void EightBits(const float* x, float largest, Group& group) {
+void EightBits(const Numbers& x, float largest, Group& group) {
   group.scale = RoundUpToBF16(largest / 127);
   ToLevels(x, 1 / group.scale, -127, 127, group.levels);
 }
@@ -43,21 +57,19 @@ struct Fit {
   float scale = 0;
   float explained = -1;
 };
-Fit FitScale(const float* x, const float* levels) {
-  float cross = 0, squares = 0;
-  for (int i = 0; i < kGroup; ++i) {
-    cross += x[i] * levels[i];
-    squares += levels[i] * levels[i];
+Fit FitScale(const Numbers& x, const Numbers& levels) {
+  Float4 crosses = All(0), squares = All(0);
+  for (int i = 0; i < kVectors; ++i) {
+    crosses += x.v[i] * levels.v[i];
+    squares += levels.v[i] * levels.v[i];
   }
-  if (squares == 0) return {};
-  return {cross / squares, cross * cross / squares};
+  const float cross = Sum(crosses), square = Sum(squares);
+  if (square == 0) return {};
+  return {cross / square, cross * cross / square};
 }
 
-void FourBits(const float* x, float largest, Group& group) {
-  float extreme = largest;  // with its sign: that side has the code more
-  for (int i = 0; i < kGroup; ++i) {
-    if (x[i] == -largest) extreme = -largest;
-  }
+// `extreme` is the number of the largest magnitude with its sign: that side has the code more.
+void FourBits(const Numbers& x, float extreme, Group& group) {
   Fit best;
   for (const float end : kFourBitEnds) {
     ToLevels(x, -end / extreme, -8, 7, group.levels);
@@ -71,16 +83,20 @@ void FourBits(const float* x, float largest, Group& group) {
 // Inverses of scales below this would overflow.
 constexpr float kSmallest = 1e-35f;
 
-void Quantise(const float* x, int bits, Group& group) {
-  float largest = 0, check = 0;
-  for (int i = 0; i < kGroup; ++i) {
-    largest = std::max(largest, std::fabs(x[i]));
-    check += x[i] * 0.0f;  // NaN where a number is not finite
+void Quantise(const Numbers& x, int bits, Group& group) {
+  Float4 lows = All(0), highs = All(0), zeros = All(0);
+  for (const Float4& v : x.v) {
+    lows = v < lows ? v : lows;
+    highs = v > highs ? v : highs;
+    zeros += v * All(0);  // NaN where a number is not finite
   }
-  std::fill_n(group.levels, kGroup, 0.0f);
+  const float low = std::min(std::min(lows[0], lows[1]), std::min(lows[2], lows[3]));
+  const float high = std::max(std::max(highs[0], highs[1]), std::max(highs[2], highs[3]));
+  const float largest = std::max(-low, high), check = Sum(zeros);
+  group.levels = {};
   group.scale = check == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-  if (check != 0 || !(largest >= kSmallest)) return;
-  bits == 8 ? EightBits(x, largest, group) : FourBits(x, largest, group);
+  if (check != 0 || largest < kSmallest) return;
+  bits == 8 ? EightBits(x, largest, group) : FourBits(x, -low == largest ? low : high, group);
 }
 
 void Clear(const PackedShape& shape, uint8_t* panel) {
@@ -91,27 +107,29 @@ void Clear(const PackedShape& shape, uint8_t* panel) {
 }
 
 void StoreGroup(const Group& group, const PackedShape& shape, int64_t row, int64_t g, uint8_t* panel) {
-  uint8_t* codes = panel + shape.codes_at(g);
-  for (int i = 0; i < kGroup; ++i) {
-    const int step = i / 4;
-    if (shape.bits == 8) {
-      codes[step * 64 + row * 4 + i % 4] = static_cast<uint8_t>(static_cast<int>(group.levels[i]) + 128);
-    } else {
-      uint8_t& byte = codes[step % 4 * 64 + row * 4 + i % 4];
-      const auto code = static_cast<uint8_t>(static_cast<int>(group.levels[i]) + 8);
-      byte = static_cast<uint8_t>(step < 4 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
-    }
+  uint8_t* codes = panel + shape.codes_at(g) + row * 4;
+  uint8_t bytes[kGroup];
+  const int zero = shape.bits == 8 ? 128 : 8;
+  for (int i = 0; i < kVectors; ++i) {
+    for (int j = 0; j < 4; ++j) bytes[4 * i + j] = static_cast<uint8_t>(static_cast<int>(group.levels.v[i][j]) + zero);
   }
+  if (shape.bits == 4) {
+    for (int i = 0; i < kGroup / 2; ++i) bytes[i] = static_cast<uint8_t>(bytes[i] | bytes[i + kGroup / 2] << 4);
+  }
+  for (int64_t at = 0; at < kPackedGroup * shape.bits / 8; at += 4) std::memcpy(codes + at * kPackedRows, bytes + at, 4);
   const uint16_t scale = FloatToBF16(group.scale);
   std::memcpy(panel + shape.scales_at(g) + row * 2, &scale, sizeof scale);
 }
 
-void AddError(const float* x, int64_t n, const Group& group, PackingError& error) {
-  for (int64_t i = 0; i < n; ++i) {
-    const double difference = static_cast<double>(group.levels[i]) * group.scale - x[i];
-    error.error += difference * difference;
-    error.norm += static_cast<double>(x[i]) * x[i];
+void AddError(const Numbers& x, const Group& group, PackingError& error) {
+  Float4 errors = All(0), norms = All(0);
+  for (int i = 0; i < kVectors; ++i) {
+    const Float4 difference = group.levels.v[i] * All(group.scale) - x.v[i];
+    errors += difference * difference;
+    norms += x.v[i] * x.v[i];
   }
+  error.error += Sum(errors);
+  error.norm += Sum(norms);
 }
 
 }  // namespace
@@ -126,11 +144,11 @@ PackingError PackWeights(const float* weights, const PackedShape& shape, void* p
       const float* source = weights + (panel * kPackedRows + row) * shape.cols;
       for (int64_t g = 0; g * kPackedGroup < shape.cols; ++g) {
         const int64_t n = std::min(kPackedGroup, shape.cols - g * kPackedGroup);
-        float x[kGroup] = {};
-        std::copy_n(source + g * kPackedGroup, n, x);
+        Numbers x{};
+        std::memcpy(&x, source + g * kPackedGroup, static_cast<size_t>(n) * sizeof(float));
         Quantise(x, shape.bits, group);
         StoreGroup(group, shape, row, g, bytes);
-        AddError(x, n, group, error);
+        AddError(x, group, error);
       }
     }
   }
