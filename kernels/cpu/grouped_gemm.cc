@@ -15,8 +15,10 @@ struct Item {
   int64_t row, end;
 };
 
-std::vector<Item> MakeItems(const int32_t* offsets, int32_t experts, const WeightView& w) {
-  std::vector<Item> items;
+// The list is kept from call to call, so that a step allocates nothing.
+const std::vector<Item>& MakeItems(const int32_t* offsets, int32_t experts, const WeightView& w) {
+  static thread_local std::vector<Item> items;
+  items.clear();
   for (int32_t e = 0; e < experts; ++e) {
     for (int64_t token = offsets[e]; token < offsets[e + 1]; token += kProductTokens) {
       const int64_t tokens = std::min<int64_t>(kProductTokens, offsets[e + 1] - token);
@@ -35,7 +37,7 @@ void GroupedGemm(CpuContext& context, const GroupedGemmParams& p) {
   FloatOutput out(context, p.out, false);
   const FloatRows rows = out.rows();
   const auto scratch = context.ThreadScratch(kProductScratch);
-  const std::vector<Item> items = MakeItems(p.offsets, p.w.count, p.w.first);
+  const std::vector<Item>& items = MakeItems(p.offsets, p.w.count, p.w.first);
   context.pool().ParallelFor(static_cast<int64_t>(items.size()), 1, [&](int64_t begin, int64_t, int thread) {
     const Item& item = items[begin];
     MultiplyRows({x.From(item.token), item.tokens, p.w.At(item.expert), nullptr, rows.data + item.token * rows.stride,
@@ -50,7 +52,7 @@ void GroupedGateUp(CpuContext& context, const GroupedGateUpParams& p) {
   FloatOutput out(context, p.out, false);
   const FloatRows rows = out.rows();
   const auto scratch = context.ThreadScratch(kProductScratch + kProductTokens * 64);
-  const std::vector<Item> items = MakeItems(p.offsets, p.gate.count, p.gate.first);
+  const std::vector<Item>& items = MakeItems(p.offsets, p.gate.count, p.gate.first);
   context.pool().ParallelFor(static_cast<int64_t>(items.size()), 1, [&](int64_t begin, int64_t, int thread) {
     const Item& item = items[begin];
     const int64_t cols = item.end - item.row;

@@ -1,7 +1,6 @@
 // Sorting choices by expert, gathering and combining rows.
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "kernels/cpu/cpu_ops_list.h"
 #include "kernels/cpu/reference.h"
@@ -9,13 +8,14 @@
 namespace latentmesh::cpu {
 
 // Two passes over the slots; the second walks them in order, which makes the sort stable.
-void SortByExpert(CpuContext&, const SortByExpertParams& p) {
+void SortByExpert(CpuContext& context, const SortByExpertParams& p) {
   std::fill_n(p.offsets, p.experts + 1, 0);
   for (int64_t i = 0; i < p.slots; ++i) {
     if (p.ids[i] >= 0 && p.ids[i] < p.experts) ++p.offsets[p.ids[i] + 1];
   }
   for (int32_t e = 0; e < p.experts; ++e) p.offsets[e + 1] += p.offsets[e];
-  std::vector<int32_t> next(p.offsets, p.offsets + p.experts);
+  auto* next = reinterpret_cast<int32_t*>(context.Scratch(ScratchSlot::kInput, p.experts));
+  std::copy_n(p.offsets, p.experts, next);
   for (int64_t i = 0; i < p.slots; ++i) {
     const bool ours = p.ids[i] >= 0 && p.ids[i] < p.experts;
     p.row[i] = ours ? next[p.ids[i]]++ : -1;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/cpu_ops_list.h"
@@ -67,8 +68,12 @@ void SplitTiles(Plan& plan) {
   }
 }
 
-Plan MakePlan(const PagedAttention& p) {
-  Plan plan;
+// Kept from call to call, so that a step allocates nothing.
+const Plan& MakePlan(const PagedAttention& p) {
+  static thread_local Plan plan;
+  plan.tiles.clear();
+  plan.items.clear();
+  plan.partials = 0;
   for (int32_t s = 0; s < p.batch.sequences; ++s) {
     for (int32_t r = 0; r < static_cast<int32_t>(p.ranges.size()); ++r) AddTiles(p, s, r, plan);
   }
@@ -157,7 +162,7 @@ void MergeRow(const PagedAttention& p, const Tile& tile, int64_t row, const floa
 }  // namespace
 
 void RunPagedAttention(CpuContext& context, const PagedAttention& p) {
-  const Plan plan = MakePlan(p);
+  const Plan& plan = MakePlan(p);
   float* partials = context.Scratch(ScratchSlot::kPartial, plan.partials * PartialFloats(p));
   const RecordPart key{0, p.key_dim()}, value{0, p.value_dim};
   const auto scratch =
@@ -182,23 +187,23 @@ void MlaAttention(CpuContext& context, const MlaAttentionParams& p) {
     return reference::MlaAttention(p);
   }
   if (p.q_latent.heads == 0) return;
-  RunPagedAttention(
-      context,
-      {{p.q_latent, p.q_rope}, p.cache, p.batch, p.scale, p.cache.latent, {{0, p.q_latent.heads, 0, 0}}, p.out, p.lse});
+  const HeadRange all{0, p.q_latent.heads, 0, 0};
+  RunPagedAttention(context, {{p.q_latent, p.q_rope}, p.cache, p.batch, p.scale, p.cache.latent, {&all, 1}, p.out, p.lse});
 }
 
 void GqaAttention(CpuContext& context, const GqaAttentionParams& p) {
   if (p.q.dtype != DType::kF32 || p.out.dtype != DType::kF32) return reference::GqaAttention(p);
   HeadsView no_second_part = p.q;
   no_second_part.dim = 0;
-  PagedAttention attention{{p.q, no_second_part}, p.cache, p.batch, p.scale, p.q.dim, {}, p.out, {}};
+  static thread_local std::vector<HeadRange> ranges;  // as in MakePlan
+  ranges.clear();
   for (int64_t head = 0; head < p.q.heads;) {
     const int64_t kv_head = (head + p.head_offset) / p.group;
     const int64_t end = std::min<int64_t>(p.q.heads, (kv_head + 1) * p.group - p.head_offset);
-    attention.ranges.push_back({head, end - head, kv_head * p.q.dim, (p.kv_heads + kv_head) * p.q.dim});
+    ranges.push_back({head, end - head, kv_head * p.q.dim, (p.kv_heads + kv_head) * p.q.dim});
     head = end;
   }
-  RunPagedAttention(context, attention);
+  RunPagedAttention(context, {{p.q, no_second_part}, p.cache, p.batch, p.scale, p.q.dim, ranges, p.out, {}});
 }
 
 }  // namespace cpu

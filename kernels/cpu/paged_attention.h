@@ -4,7 +4,7 @@
 // the threads.
 #pragma once
 
-#include <vector>
+#include <span>
 
 #include "kernels/cpu/cpu_context.h"
 #include "kernels/views.h"
@@ -25,7 +25,7 @@ struct PagedAttention {
   PagedBatch batch;
   float scale;
   int64_t value_dim;
-  std::vector<HeadRange> ranges;
+  std::span<const HeadRange> ranges;
   HeadsView out;   // f32
   TensorView lse;  // optional
 
