@@ -8,6 +8,7 @@
 #include "launch/self_check.h"
 #include "launch/session.h"
 #include "launch/signals.h"
+#include "launch/traffic_report.h"
 
 namespace latentmesh {
 namespace {
@@ -54,6 +55,7 @@ Result<WorkloadResult> RunWorkload(Engine& engine, const Workload& workload) {
   result.first_token.resize(workload.requests);
   result.finished.resize(workload.requests);
   EngineStats before = engine.Stats();
+  TrafficReport traffic_before = engine.Traffic();
   Stopwatch watch;
   for (int32_t i = 0; i < workload.requests; ++i) {
     LM_RETURN_IF_ERROR(engine.Submit(MakeRequest(workload, i, engine.config().vocab_size, &result)));
@@ -62,6 +64,7 @@ Result<WorkloadResult> RunWorkload(Engine& engine, const Workload& workload) {
   result.seconds = watch.Seconds();
   EngineStats after = engine.Stats();
   result.preemptions = after.preemptions - before.preemptions;
+  result.traffic = TrafficBetween(traffic_before, engine.Traffic());
   result.drafts = DraftsBetween(before, after);
   return result;
 }

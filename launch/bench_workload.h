@@ -27,6 +27,7 @@ struct WorkloadResult {
   int64_t prefill_step_outputs = 0, decode_step_outputs = 0;   // tokens sampled in either kind
   int64_t preemptions = 0;
   DraftCounts drafts;
+  TrafficReport traffic;
   std::vector<double> first_token;      // seconds since submission, by request
   std::vector<double> finished;
 };

@@ -12,6 +12,7 @@
 #include "launch/prompts.h"
 #include "launch/session.h"
 #include "launch/text_codec.h"
+#include "launch/traffic_report.h"
 
 namespace latentmesh {
 namespace {
@@ -49,6 +50,7 @@ class GenerateCommand : public Command {
 
   std::vector<Prompt> prompts_;        // rank 0
   std::vector<Collector> answers_;     // one for each prompt
+  TrafficReport traffic_before_;       // that of loading
 };
 
 void GenerateCommand::Register(FlagSet& flags) {
@@ -118,6 +120,7 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
   bool single = prompts_.size() == 1 && format_ == "text";
   for (size_t i = 0; i < prompts_.size(); ++i) LM_RETURN_IF_ERROR(Submit(engine, i, sampling));
   if (single && echo_) Print(codec.Decode(prompts_[0].ids));
+  traffic_before_ = engine.Traffic();
   Stopwatch watch;
   Status status = RunToEnd(engine, "the continuations are not complete");
   double seconds = watch.Seconds();
@@ -133,7 +136,7 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
 
 void GenerateCommand::Report(const Runtime& runtime, const Engine& engine, double seconds) const {
   std::string text = SpeedReport(answers_, seconds) + "\n" + DraftReport(DraftsBetween({}, engine.Stats())) +
-                     TierReport(engine.Stats()) +
+                     TierReport(engine.Stats()) + TrafficText(TrafficBetween(traffic_before_, engine.Traffic()), runtime) +
                      CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), format_ == "text" ? stdout : stderr);
 }

@@ -58,6 +58,19 @@ class Communicator {
                         Stream& stream) = 0;
   virtual void Barrier(Stream& stream) = 0;
 
+  // Begin a call that goes on while the rank computes. Until Finish its buffers belong to it, and no other call is made on
+  // this communicator. Poll, now and then, lets transports go on that need the caller's thread for it. A transport that
+  // cannot start a call makes it whole at once (NCCL: in the order of the stream).
+  virtual void StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                             Stream& stream) {
+    SendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+  }
+  virtual void StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
+    AllGather(send, recv, bytes, stream);
+  }
+  virtual void Poll() {}
+  virtual void Finish() {}
+
   virtual TrafficCounters traffic() const = 0;
   // Named in errors: "step 17, layer 3 dispatch". Cheap.
   virtual void SetContext(int64_t step, const char* operation) = 0;

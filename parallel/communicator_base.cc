@@ -51,6 +51,7 @@ class CommunicatorBase::Count {
  public:
   Count(CommunicatorBase& owner, size_t sent, size_t received) : traffic_(owner.traffic_) {
     if (owner.size() == 1) sent = received = 0;
+    LM_CHECK_MSG(!owner.started_, "a started call has not been finished");
     RecordFlight(owner.site_.step, owner.site_.operation);
     ++traffic_.calls;
     traffic_.bytes_sent += sent;
@@ -142,6 +143,38 @@ void CommunicatorBase::SendRecv(const void* send, size_t send_bytes, int to, voi
 void CommunicatorBase::Barrier(Stream& stream) {
   Count count(*this, 0, 0);
   if (size() > 1) DoBarrier(stream);
+}
+
+void CommunicatorBase::StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                                     Stream& stream) {
+  if (size() == 1) return SendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+  LM_CHECK(to >= 0 && to < size() && from >= 0 && from < size() && to != rank() && from != rank());
+  {
+    Count count(*this, send_bytes, recv_bytes);
+    DoStartSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+  }
+  started_ = true;
+}
+
+void CommunicatorBase::StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
+  if (size() == 1) return AllGather(send, recv, bytes, stream);
+  {
+    Count count(*this, bytes * (size() - 1), bytes * (size() - 1));
+    DoStartAllGather(send, recv, bytes, stream);
+  }
+  started_ = true;
+}
+
+void CommunicatorBase::Poll() {
+  if (started_) DoPoll();
+}
+
+void CommunicatorBase::Finish() {
+  if (!started_) return;
+  auto start = std::chrono::steady_clock::now();
+  DoFinish();
+  started_ = false;
+  traffic_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 std::unique_ptr<Communicator> CreateSoloCommunicator(const std::string& name, Device* device) {

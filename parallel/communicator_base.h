@@ -33,6 +33,11 @@ class CommunicatorBase : public Communicator {
   void SendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
                 Stream& stream) final;
   void Barrier(Stream& stream) final;
+  void StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                     Stream& stream) final;
+  void StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) final;
+  void Poll() final;
+  void Finish() final;
 
   TrafficCounters traffic() const final { return traffic_; }
   void SetContext(int64_t step, const char* operation) final {
@@ -55,6 +60,15 @@ class CommunicatorBase : public Communicator {
   virtual void DoSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
                           Stream& stream) = 0;
   virtual void DoBarrier(Stream& stream) = 0;
+  virtual void DoStartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                               Stream& stream) {
+    DoSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+  }
+  virtual void DoStartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
+    DoAllGather(send, recv, bytes, stream);
+  }
+  virtual void DoPoll() {}
+  virtual void DoFinish() {}
   // Copies within the memory this transport moves; ordered on `stream`. No-op when to == from.
   virtual void CopyLocal(void* to, const void* from, size_t bytes, Stream& stream);
 
@@ -62,6 +76,7 @@ class CommunicatorBase : public Communicator {
   class Count;                             // adds one call's bytes and time to traffic_
   CallSite site_;
   TrafficCounters traffic_;
+  bool started_ = false;                   // between a Start and its Finish
 };
 
 // A group of one rank: nothing is sent, results are copied. With a device, copies are made on it.

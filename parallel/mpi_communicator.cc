@@ -84,6 +84,18 @@ class MpiCommunicator : public CommunicatorBase {
     Finish("SendRecv");
   }
 
+  void DoStartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                       Stream&) override {
+    Recv(recv, recv_bytes, from, kPointTag, kStarted);
+    Send(send, send_bytes, to, kPointTag, kStarted);
+  }
+  void DoStartAllGather(const void* send, void* recv, size_t bytes, Stream&) override {
+    Copy(At(recv, bytes * rank()), send, bytes);
+    StartParts(recv, EqualParts(bytes), kStarted);
+  }
+  void DoPoll() override { exchange_.Poll(site(), kStarted); }
+  void DoFinish() override { exchange_.Finish(site(), kStarted); }
+
   // Dissemination (Hensgen, Finkel and Manber 1988).
   void DoBarrier(Stream&) override {
     for (int distance = 1; distance < size(); distance *= 2) {
@@ -94,6 +106,7 @@ class MpiCommunicator : public CommunicatorBase {
   }
 
  private:
+  static constexpr const char* kStarted = "Finish of a started call";
   struct Parts {                           // of a vector, by rank
     std::vector<size_t> bytes, offsets;
   };
@@ -104,6 +117,7 @@ class MpiCommunicator : public CommunicatorBase {
   void Recv(void* data, size_t bytes, int peer, int tag, const char* call) {
     exchange_.Recv(data, bytes, peer, tag, site(), call);
   }
+  using CommunicatorBase::Finish;
   void Finish(const char* call) { exchange_.Finish(site(), call); }
 
   // All other ranks, each rank beginning with its right neighbour, so that not all send to the same one at once.
@@ -159,12 +173,15 @@ class MpiCommunicator : public CommunicatorBase {
 
   // Each rank's own part of `data` goes to all others, except to `complete`, which has all parts already.
   void GatherParts(void* data, const Parts& parts, const char* call, int complete = -1) {
+    StartParts(data, parts, call, complete);
+    Finish(call);
+  }
+  void StartParts(void* data, const Parts& parts, const char* call, int complete = -1) {
     if (rank() != complete)
       for (int peer : Peers())
         Recv(At(data, parts.offsets[peer]), parts.bytes[peer], peer, kGatherTag, call);
     for (int peer : Peers())
       if (peer != complete) Send(At(data, parts.offsets[rank()]), parts.bytes[rank()], peer, kGatherTag, call);
-    Finish(call);
   }
 
   // Binomial tree over ranks counted from the root.

@@ -52,11 +52,11 @@ class Checker {
       AllReduce(dtype);
       ReduceScatter(dtype);
     }
-    AllGather();
+    for (bool started : {false, true}) AllGather(started);
     AllGatherV();
     Broadcast();
     AllToAllV();
-    Ring();
+    for (bool started : {false, true}) Ring(started);
     Chain();
     group_.Barrier(stream_);
   }
@@ -126,7 +126,8 @@ class Checker {
     Compare("ReduceScatterSum", out, Sums(dtype, me() * count, count));
   }
 
-  void AllGather() {
+  // `started`: begun, polled and finished, as calls beside computation are.
+  void AllGather(bool started) {
     size_t bytes = Size(30, options_.max_bytes / n());
     Area in(options_.device, stream_, Message(me(), 0, bytes)), out(options_.device, stream_, Bytes(bytes * n()));
     Bytes expected;
@@ -134,8 +135,14 @@ class Checker {
       Bytes part = Message(r, 0, bytes);
       expected.insert(expected.end(), part.begin(), part.end());
     }
-    group_.AllGather(in.data(), out.data(), bytes, stream_);
-    Compare("AllGather", out, expected);
+    if (started) {
+      group_.StartAllGather(in.data(), out.data(), bytes, stream_);
+      group_.Poll();
+      group_.Finish();
+    } else {
+      group_.AllGather(in.data(), out.data(), bytes, stream_);
+    }
+    Compare(started ? "StartAllGather" : "AllGather", out, expected);
   }
 
   void AllGatherV() {
@@ -181,12 +188,18 @@ class Checker {
     Compare("AllToAllV", out, expected);
   }
 
-  void Ring() {
+  void Ring(bool started) {
     int to = (me() + 1) % n(), from = (me() + n() - 1) % n();
     size_t send_bytes = Size(5000 + me(), options_.max_bytes), recv_bytes = Size(5000 + from, options_.max_bytes);
     Area in(options_.device, stream_, Message(me(), to, send_bytes)), out(options_.device, stream_, Bytes(recv_bytes));
-    group_.SendRecv(in.data(), send_bytes, to, out.data(), recv_bytes, from, stream_);
-    Compare("SendRecv", out, Message(from, me(), recv_bytes));
+    if (started) {
+      group_.StartSendRecv(in.data(), send_bytes, to, out.data(), recv_bytes, from, stream_);
+      group_.Poll();
+      group_.Finish();
+    } else {
+      group_.SendRecv(in.data(), send_bytes, to, out.data(), recv_bytes, from, stream_);
+    }
+    Compare(started ? "StartSendRecv" : "SendRecv", out, Message(from, me(), recv_bytes));
   }
 
   // Rank 0 sends to 1, which sends to 2 and so on, as pipeline stages do.

@@ -14,6 +14,7 @@
 
 #include "kernels/status.h"
 #include "parallel/bootstrap.h"
+#include "parallel/communicator.h"
 #include "runtime/config/model_config.h"
 #include "runtime/engine/engine_options.h"
 #include "runtime/engine/memory_plan.h"
@@ -54,6 +55,18 @@ struct EngineStats {
   bool restarting = false;             // and there are none now: requests wait
 };
 
+// What rank 0 has sent and received so far, by group ("tp", "cp", ...); groups of one rank are left out.
+struct GroupTraffic {
+  std::string group;
+  int ranks = 0;
+  TrafficCounters counters;
+};
+struct TrafficReport {
+  std::vector<GroupTraffic> groups;
+  int64_t steps = 0;                   // of the model
+  int64_t tokens = 0;                  // computed by rank 0's dp shard in them
+};
+
 // Logits (and hidden states) of a whole sequence; used by verify and eval.
 struct ScoreOptions {
   AttentionMode attention = AttentionMode::kAuto;
@@ -80,6 +93,7 @@ class Engine {
   virtual Status Submit(Request request) = 0;
   virtual void Cancel(const std::string& request_id) = 0;       // frees its blocks within one step; a last output with kAbort comes
   virtual EngineStats Stats() const = 0;
+  virtual TrafficReport Traffic() const { return {}; }          // on the main thread
 
   virtual bool Step() = 0;                                      // one step; false when there was nothing to do
   virtual void RunUntilIdle() = 0;

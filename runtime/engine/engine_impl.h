@@ -36,6 +36,7 @@ class EngineImpl : public Engine {
   Status Submit(Request request) override;
   void Cancel(const std::string& request_id) override;
   EngineStats Stats() const override;
+  TrafficReport Traffic() const override { return worker_.Traffic(); }
   bool Step() override;
   void RunUntilIdle() override;
   void RunUntil(const std::atomic<bool>& stop) override;

@@ -110,6 +110,8 @@ StepResult Worker::Execute(const StepCommand& command) {
     HiddenObserver observer = Capture(captured);
     decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr);
     main_rows_ = batch.first_row;
+    ++steps_;
+    tokens_ += mine.tokens();
   } else if (setup_.shard.last_stage()) {
     RunDraft(command, batch);
   }
@@ -143,6 +145,13 @@ std::vector<KvReport> Worker::GatherKvReports(std::chrono::milliseconds wait) {
     reports.push_back(std::move(report).value());
   }
   return reports;
+}
+
+TrafficReport Worker::Traffic() const {
+  TrafficReport report{{}, steps_, tokens_};
+  for (const auto* comm : {&comms_.world, &comms_.tp, &comms_.cp, &comms_.dp, &comms_.ep, &comms_.pp})
+    if (*comm && (*comm)->size() > 1) report.groups.push_back({(*comm)->name(), (*comm)->size(), (*comm)->traffic()});
+  return report;
 }
 
 void Worker::RunDraft(const StepCommand& command, const StepBatch& batch) {

@@ -8,6 +8,7 @@
 #include "parallel/communicator.h"
 #include "parallel/control_channel.h"
 #include "runtime/engine/balancer_rank.h"
+#include "runtime/engine/engine.h"
 #include "runtime/engine/fault_injection.h"
 #include "runtime/engine/kv_mover.h"
 #include "runtime/engine/rank_setup.h"
@@ -52,6 +53,7 @@ class Worker {
   const LoadProgress& load_progress() const { return load_progress_; }
   // What the weight format did to this rank's matrices, in the order of loading.
   const std::vector<WeightError>& weight_errors() const { return *setup_.weight_options.errors; }
+  TrafficReport Traffic() const;
   // Tokens that this rank routed to each expert, layer by layer of its stage.
   std::vector<int64_t> ExpertLoads() const;
 
@@ -87,6 +89,7 @@ class Worker {
   TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
   std::vector<int64_t> main_rows_;        // first row of each sequence of the last step that ran the model
   LoadProgress load_progress_;
+  int64_t steps_ = 0, tokens_ = 0;           // run so far, drafts not counted
   CollectiveAudit* audit_ = nullptr;
   Fault fault_;
 };

@@ -2,14 +2,21 @@
 
 #include <algorithm>
 
+#include "parallel/trace.h"
+
 namespace latentmesh {
+
+int64_t AbsorbedCpBytes(const ModelConfig& c, const ParallelConfig& layout, int64_t layers, int64_t number_bytes) {
+  int64_t heads = c.num_attention_heads / layout.tp, out = c.kv_lora_rank * number_bytes + static_cast<int64_t>(sizeof(float));
+  return layers * (layout.cp - 1) * heads * ((c.kv_lora_rank + c.qk_rope_head_dim) * number_bytes + out);
+}
 
 CpExchange::CpExchange(const ModelContext& ctx, int64_t heads, int64_t query_width, int64_t out_width, Arena& arena)
     : ctx_(ctx), heads_(heads), out_width_(out_width), cp_(ctx.shard.layout.cp) {
   if (cp_ == 1) return;
   int64_t tokens = ctx.limits.max_tokens, widest = std::max({query_width, out_width, heads});
   by_rank_ = arena.Reserve(ctx.activation, {cp_ * tokens, widest});
-  for (TensorView& wide : wide_) wide = arena.Reserve(ctx.activation, {tokens, cp_ * query_width});
+  wide_ = arena.Reserve(ctx.activation, {tokens, cp_ * query_width});
   out_wide_ = arena.Reserve(ctx.activation, {tokens, cp_ * out_width});
   lse_wide_ = arena.Reserve(DType::kF32, {tokens, cp_ * heads});
   received_ = arena.Reserve(ctx.activation, {cp_ * tokens, out_width});
@@ -38,12 +45,20 @@ void CpExchange::Permute(const TensorView& from, const TensorView& to, bool to_w
   ctx_.ops->GatherRows(p, *ctx_.stream);
 }
 
-TensorView CpExchange::Gather(const TensorView& rows, int slot) {
-  int64_t tokens = rows.dim(0), width = rows.cols();
-  PrepareIndex(tokens);
-  TensorView parts(by_rank_.data, rows.dtype, {cp_ * tokens, width});
-  ctx_.comms->cp->AllGather(rows.data, parts.data, rows.bytes(), *ctx_.stream);
-  TensorView wide(wide_[slot].data, rows.dtype, {tokens, cp_ * width});
+void CpExchange::StartGather(const TensorView& rows) {
+  PrepareIndex(rows.dim(0));
+  gathering_ = rows;
+  ctx_.comms->cp->StartAllGather(rows.data, by_rank_.data, rows.bytes(), *ctx_.stream);
+}
+
+TensorView CpExchange::FinishGather() {
+  int64_t tokens = gathering_.dim(0), width = gathering_.cols();
+  {
+    TraceSpan span("wait for queries");
+    ctx_.comms->cp->Finish();
+  }
+  TensorView parts(by_rank_.data, gathering_.dtype, {cp_ * tokens, width});
+  TensorView wide(wide_.data, gathering_.dtype, {tokens, cp_ * width});
   Permute(parts, wide.Reshape({tokens * cp_, width}), true);
   return wide;
 }

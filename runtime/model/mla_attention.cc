@@ -1,6 +1,9 @@
 #include "runtime/model/mla_attention.h"
 
 #include <algorithm>
+#include <numeric>
+
+#include "parallel/trace.h"
 
 namespace latentmesh {
 
@@ -10,17 +13,19 @@ constexpr float kLowRankNormEps = 1e-6f;
 MlaAttention::MlaAttention(const ModelContext& ctx, Arena& arena)
     : ctx_(ctx), heads_(ctx.shard.heads.count), nope_(ctx.config->qk_nope_head_dim), rope_(ctx.config->qk_rope_head_dim),
       v_(ctx.config->v_head_dim), rank_(ctx.config->kv_lora_rank), scale_(static_cast<float>(ctx.config->softmax_scale())),
-      cp_(ctx, ctx.shard.heads.count, heads_ * std::max(nope_ + rope_, rank_), heads_ * rank_, arena) {
+      cp_(ctx, ctx.shard.heads.count, heads_ * (rank_ + rope_), heads_ * rank_, arena) {
   int64_t tokens = ctx.limits.max_tokens, keys = ctx.limits.expand_keys;
   DType dtype = ctx.activation;
   if (ctx.config->q_lora_rank > 0) q_a_ = arena.Reserve(dtype, {tokens, ctx.config->q_lora_rank});
   q_ = arena.Reserve(dtype, {tokens, heads_ * (nope_ + rope_)});
   kv_a_ = arena.Reserve(dtype, {tokens, rank_ + rope_});
-  q_latent_ = arena.Reserve(dtype, {tokens, heads_ * rank_});
+  bool cp = ctx.shard.layout.cp > 1;
+  q_latent_ = arena.Reserve(dtype, {tokens, heads_ * (cp ? rank_ + rope_ : rank_)});
+  if (cp) every_row_ = arena.ReserveArray<int32_t>(tokens * heads_);
   o_latent_ = arena.Reserve(dtype, {tokens, heads_ * rank_});
   o_ = arena.Reserve(dtype, {tokens, heads_ * v_});
   lse_ = arena.Reserve(DType::kF32, {tokens, heads_});
-  latents_ = arena.Reserve(dtype, {ctx.shard.layout.cp > 1 ? 2 : 1, keys, rank_ + rope_});
+  latents_ = arena.Reserve(dtype, {cp ? 2 : 1, keys, rank_ + rope_});
   kv_ = arena.Reserve(dtype, {keys, heads_ * (nope_ + v_)});
   o_part_ = arena.Reserve(dtype, {tokens, heads_ * v_});
   lse_part_ = arena.Reserve(DType::kF32, {tokens, heads_});
@@ -30,6 +35,7 @@ void MlaAttention::Forward(const MlaWeights& w, const CacheView& cache, const St
                            const TensorView& out) {
   if (batch.tokens == 0) return;   // all ranks of the tp group have the same tokens: nobody waits for this one
   ProjectQueries(w, batch, x);
+  if (batch.absorbed_tokens > 0) AbsorbQueries(w, batch);
   WriteLatents(w, cache, batch, x);
   if (batch.absorbed_tokens > 0) Absorbed(w, cache, batch);
   for (const ExpandedSequence& s : batch.expanded) Expanded(w, cache, s);
@@ -55,11 +61,33 @@ void MlaAttention::WriteLatents(const MlaWeights& w, const CacheView& cache, con
                          batch.slots, cache}, *ctx_.stream);
 }
 
+// Under cp the absorbed queries and a copy of their rope part lie side by side and set out.
+void MlaAttention::AbsorbQueries(const MlaWeights& w, const StepBatch& batch) {
+  int64_t tokens = batch.absorbed_tokens, rows = tokens * heads_;
+  bool cp = ctx_.shard.layout.cp > 1;
+  TensorView q = q_.Rows(0, tokens), packed = q_latent_.Rows(0, tokens);
+  HeadsView q_latent = AsHeads(packed, heads_, cp ? rank_ + rope_ : rank_).Dims(0, rank_);
+  ctx_.ops->HeadGemm({AsHeads(q, heads_, nope_ + rope_).Dims(0, nope_), w.kv_b, nope_ + v_, 0, nope_, true, q_latent},
+                     *ctx_.stream);
+  if (!cp) return;
+  if (!every_row_set_) {
+    std::vector<int32_t> index(static_cast<size_t>(ctx_.limits.max_tokens * heads_));
+    std::iota(index.begin(), index.end(), 0);
+    ctx_.ops->device().CopyToDevice(every_row_, index.data(), index.size() * sizeof(int32_t), *ctx_.stream);
+    ctx_.stream->Synchronize();
+    every_row_set_ = true;
+  }
+  GatherRowsParams rope;
+  rope.x = q.Reshape({rows, nope_ + rope_}).Cols(nope_, rope_);
+  rope.index = every_row_;
+  rope.count = rows;
+  rope.out = packed.Reshape({rows, rank_ + rope_}).Cols(rank_, rope_);
+  ctx_.ops->GatherRows(rope, *ctx_.stream);
+  cp_.StartGather(packed);
+}
+
 void MlaAttention::Absorbed(const MlaWeights& w, const CacheView& cache, const StepBatch& batch) {
   int64_t tokens = batch.absorbed_tokens;
-  HeadsView q = AsHeads(q_.Rows(0, tokens), heads_, nope_ + rope_);
-  HeadsView q_latent = AsHeads(q_latent_.Rows(0, tokens), heads_, rank_);
-  ctx_.ops->HeadGemm({q.Dims(0, nope_), w.kv_b, nope_ + v_, 0, nope_, true, q_latent}, *ctx_.stream);
   AttendLatents(cache, batch);
   HeadsView o_latent = AsHeads(o_latent_.Rows(0, tokens), heads_, rank_);
   HeadsView o = AsHeads(o_.Rows(0, tokens), heads_, v_);
@@ -72,16 +100,17 @@ void MlaAttention::AttendLatents(const CacheView& cache, const StepBatch& batch)
   p.cache = cache;
   p.batch = batch.absorbed;
   p.scale = scale_;
-  TensorView q = q_.Rows(0, tokens), q_latent = q_latent_.Rows(0, tokens), out = o_latent_.Rows(0, tokens);
+  TensorView out = o_latent_.Rows(0, tokens);
   int cp = ctx_.shard.layout.cp;
+  p.q_latent = AsHeads(q_latent_.Rows(0, tokens), heads_, cp > 1 ? rank_ + rope_ : rank_);
+  p.q_rope = AsHeads(q_.Rows(0, tokens), heads_, nope_ + rope_).Dims(nope_, rope_);
   if (cp > 1) {
-    q = cp_.Gather(q, 0);
-    q_latent = cp_.Gather(q_latent, 1);
+    HeadsView gathered = AsHeads(cp_.FinishGather(), cp * heads_, rank_ + rope_);
+    p.q_latent = gathered.Dims(0, rank_);
+    p.q_rope = gathered.Dims(rank_, rope_);
     out = cp_.wide_out(tokens);
     p.lse = cp_.wide_lse(tokens);
   }
-  p.q_latent = AsHeads(q_latent, cp * heads_, rank_);
-  p.q_rope = AsHeads(q, cp * heads_, nope_ + rope_).Dims(nope_, rope_);
   p.out = AsHeads(out, cp * heads_, rank_);
   ctx_.ops->MlaAttention(p, *ctx_.stream);
   if (cp > 1) cp_.Return(o_latent_.Rows(0, tokens), lse_.Rows(0, tokens));
@@ -102,15 +131,19 @@ void MlaAttention::Expanded(const MlaWeights& w, const CacheView& cache, const E
     ctx_.ops->LatentGather({cache, s.block_table, begin, now.dim(0), now}, *ctx_.stream);
     for (int hop = 0; hop < cp; ++hop) {
       int source = (me - hop + cp) % cp, next = (source - 1 + cp) % cp;
+      TensorView incoming;
+      if (hop + 1 < cp) {
+        char* other = static_cast<char*>(latents_.data) + (hop % 2 == 0 ? latents_.bytes() / 2 : 0);
+        incoming = TensorView(other, latents_.dtype, {part(next, begin), width});
+        ctx_.comms->cp->StartSendRecv(now.data, now.bytes(), (me + 1) % cp, incoming.data, incoming.bytes(),
+                                      (me - 1 + cp) % cp, *ctx_.stream);
+      }
       if (now.dim(0) > 0) {
         AttendChunk(w, s, now, begin, source, first);
         first = false;
       }
-      if (hop + 1 == cp) break;
-      char* other = static_cast<char*>(latents_.data) + (hop % 2 == 0 ? latents_.bytes() / 2 : 0);
-      TensorView incoming(other, latents_.dtype, {part(next, begin), width});
-      ctx_.comms->cp->SendRecv(now.data, now.bytes(), (me + 1) % cp, incoming.data, incoming.bytes(), (me - 1 + cp) % cp,
-                               *ctx_.stream);
+      TraceSpan span("wait for latents", hop);
+      ctx_.comms->cp->Finish();
       now = incoming;
     }
   }
@@ -122,6 +155,7 @@ void MlaAttention::AttendChunk(const MlaWeights& w, const ExpandedSequence& s, c
   TensorView out = first ? o_ : o_part_, lse = first ? lse_ : lse_part_;
   TensorView kv = kv_.Rows(0, keys);
   ctx_.ops->Gemm({latents.Cols(0, rank_), w.kv_b, {}, kv}, *ctx_.stream);
+  ctx_.comms->cp->Poll();
   HeadsView kv_heads = AsHeads(kv, heads_, nope_ + v_);
   PrefillAttentionParams p;
   p.q = AsHeads(q_.Rows(s.row, s.queries), heads_, nope_ + rope_);
@@ -135,6 +169,7 @@ void MlaAttention::AttendChunk(const MlaWeights& w, const ExpandedSequence& s, c
   p.out = AsHeads(out.Rows(s.row, s.queries), heads_, v_);
   p.lse = lse.Rows(s.row, s.queries);
   ctx_.ops->PrefillAttention(p, *ctx_.stream);
+  ctx_.comms->cp->Poll();
   if (first) return;
   ctx_.ops->MergeAttention({AsHeads(o_.Rows(s.row, s.queries), heads_, v_), lse_.Rows(s.row, s.queries), p.out, p.lse},
                            *ctx_.stream);

@@ -6,7 +6,8 @@
 //
 // Context parallelism (cp): each rank of a cp group keeps a part of every sequence's blocks. Absorbed: queries are gathered
 // over the group, every rank attends over its part for all of them, the partial results go back and are merged by
-// log-sum-exp. Expanded: the latents travel around the group in a ring.
+// log-sum-exp; new latents are computed while the queries travel. Expanded: the latents travel around the group in a ring,
+// the next chunk while the present one is attended to.
 #pragma once
 
 #include "runtime/model/arena.h"
@@ -27,6 +28,7 @@ class MlaAttention {
  private:
   void ProjectQueries(const MlaWeights& w, const StepBatch& batch, const TensorView& x);
   void WriteLatents(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x);
+  void AbsorbQueries(const MlaWeights& w, const StepBatch& batch);
   void Absorbed(const MlaWeights& w, const CacheView& cache, const StepBatch& batch);
   void AttendLatents(const CacheView& cache, const StepBatch& batch);
   void Expanded(const MlaWeights& w, const CacheView& cache, const ExpandedSequence& s);
@@ -40,7 +42,7 @@ class MlaAttention {
   TensorView q_a_;         // [T, q_lora_rank]
   TensorView q_;           // [T, heads * (nope + rope)]
   TensorView kv_a_;        // [T, rank + rope]
-  TensorView q_latent_;    // [T, heads * rank]
+  TensorView q_latent_;    // [T, heads * rank]; under cp [T, heads * (rank + rope)]: what travels, absorbed and rope part
   TensorView o_latent_;    // [T, heads * rank]
   TensorView o_;           // [T, heads * v]
   TensorView lse_;         // [T, heads]
@@ -49,7 +51,9 @@ class MlaAttention {
   TensorView kv_;          // [expand_keys, heads * (nope + v)]
   TensorView o_part_;      // [T, heads * v]
   TensorView lse_part_;    // [T, heads]
-  CpExchange cp_;          // cp > 1 only
+  int32_t* every_row_ = nullptr;   // [T * heads] 0, 1, 2, ...; cp > 1 only, as the next
+  bool every_row_set_ = false;
+  CpExchange cp_;
 };
 
 }  // namespace latentmesh
