@@ -3,6 +3,8 @@
 #include <atomic>
 #include <cctype>
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <thread>
 
@@ -11,9 +13,13 @@
 #include "launch/http/front_end.h"
 #include "launch/http/server.h"
 #include "launch/log.h"
+#include "launch/resilient/backend.h"
+#include "launch/resilient/launched_job.h"
+#include "launch/resilient/remote_engine.h"
 #include "launch/session.h"
 #include "launch/signals.h"
 #include "launch/text_codec.h"
+#include "runtime/text/tokenizer.h"
 
 namespace latentmesh {
 namespace {
@@ -32,7 +38,9 @@ class ServeCommand : public Command {
  private:
   Status Prepare();
   Result<SamplingParams> Defaults(const Engine& engine) const;
-  Status Serve(Engine& engine, const Runtime& runtime);
+  Status Serve(Engine& engine, const std::string& layout);
+  void RegisterResilience(FlagSet& flags);
+  Status RunResilient(Job& job);
   void WatchSignals(FrontEnd& front_end, std::atomic<bool>& stop);
 
   ModelFlags model_;
@@ -40,6 +48,9 @@ class ServeCommand : public Command {
   FrontEndOptions front_end_;
   std::string served_model_name_, api_key_file_, generation_config_ = "auto";
   double drain_timeout_ = 300;
+  bool resilient_ = false, backend_ = false;
+  LaunchOptions launch_;
+  RemoteEngineOptions remote_;
   std::unique_ptr<HttpServer> server_;           // rank 0
 };
 
@@ -53,6 +64,7 @@ void ServeCommand::Register(FlagSet& flags) {
             "Origin of web pages that may use the server, or *; otherwise none");
   flags.Add("--http-workers", &http_.workers, "Threads that tokenise and write JSON", {.min = 1, .max = 64});
   flags.AddChoice("--generation-config", &generation_config_, {"auto", "none"}, "Defaults from generation_config.json");
+  RegisterResilience(flags);
   flags.Section("Limits of the server (times in seconds)");
   flags.AddSize("--max-body", &http_.limits.max_body, "Body of a request; more is answered 413");
   flags.AddSize("--max-header", &http_.limits.max_header, "Request line and headers; more is answered 431");
@@ -70,6 +82,22 @@ void ServeCommand::Register(FlagSet& flags) {
   model_.Register(flags);
 }
 
+void ServeCommand::RegisterResilience(FlagSet& flags) {
+  flags.Section("Surviving the loss of ranks (start it alone, not under mpirun)");
+  flags.AddSwitch("--resilient", &resilient_, "Start the ranks as a job, and again when it dies: open requests go on");
+  flags.Add("--ranks", &launch_.ranks, "Ranks on all hosts; 0: the Slurm job's, or one a GPU or socket of this host",
+            kNonNegative);
+  flags.Add("--hosts", &launch_.hosts, "a,b,c: their hosts; otherwise those of the Slurm job, or this host");
+  flags.Add("--launcher", &launch_.launcher,
+            "What starts them, e.g. \"mpirun -n {ranks} --host {hosts}\"; otherwise srun in a Slurm job, else "
+            "launch/mpirun.sh");
+  flags.Add("--probe", &launch_.probe, "Command that succeeds when {host} answers; otherwise ssh, or srun in a Slurm job");
+  flags.Add("--host-failures", &launch_.host_failures, "Ranks killed on a host before it is left out", kPositive);
+  flags.Add("--max-restarts", &remote_.max_restarts, "Restarts in a row without a token between before it gives up",
+            kPositive);
+  flags.AddSwitch("--backend", &backend_, "Internal: a rank of a resilient server");
+}
+
 // What only rank 0 can fail at before the model is loaded.
 Status ServeCommand::Prepare() {
   if (!api_key_file_.empty()) {
@@ -82,11 +110,48 @@ Status ServeCommand::Prepare() {
   return Status::Ok();
 }
 
+// The flags of this process that its ranks get.
+RankCommand RanksCommand() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> words;
+  for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
+  std::erase(words, "--resilient");
+  words = WithoutFlags(words, {"--ranks", "--hosts", "--launcher", "--probe", "--host-failures", "--max-restarts",
+                               "--api-key-file"});
+  words.push_back("--backend");
+  return {std::filesystem::read_symlink("/proc/self/exe").string(), {words.begin() + 1, words.end()}};
+}
+
+// This process is the front end; the ranks are a job that it starts.
+Status ServeCommand::RunResilient(Job& job) {
+  if (job.transport() != "single process")
+    return InvalidArgument("--resilient: start it alone, without mpirun or srun; it starts the ranks itself (--launcher)");
+  if (model_.engine.model.empty()) return InvalidArgument("--resilient: needs --model");
+  SetLogLevel(model_.log_level);
+  LM_RETURN_IF_ERROR(Prepare());
+  LM_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(model_.engine.model));
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (std::filesystem::exists(std::filesystem::path(model_.engine.model) / "tokenizer.json")) {
+    LM_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(model_.engine.model));
+  }
+  LM_ASSIGN_OR_RETURN(auto ranks, LaunchedJob::Create(launch_, RanksCommand(), config, model_.engine.layout));
+  remote_.local_only = ranks->local_only();
+  remote_.seed = model_.engine.seed;
+  LM_ASSIGN_OR_RETURN(auto engine, RemoteEngine::Create(*ranks, config, tokenizer.get(), remote_));
+  StopSignals signals;
+  LM_RETURN_IF_ERROR(engine->Begin(StopSignals::requested()));
+  return Serve(*engine, engine->layout());
+}
+
 Status ServeCommand::Run(Job& job) {
-  LM_RETURN_IF_ERROR(AgreeOnInput(job, job.rank() == 0 ? Prepare() : Status::Ok()));
+  if (resilient_) return RunResilient(job);
   if (model_.engine.balance_interval == 0) model_.engine.balance_interval = kLoadInterval;
+  if (backend_) return RunBackend(job, model_);
+  LM_RETURN_IF_ERROR(AgreeOnInput(job, job.rank() == 0 ? Prepare() : Status::Ok()));
   LM_ASSIGN_OR_RETURN(auto runtime, StartRuntime(job, model_));
-  return RunOnRankZero(*runtime, [&](Engine& engine) { return Serve(engine, *runtime); });
+  return RunOnRankZero(*runtime, [&](Engine& engine) {
+    return Serve(engine, ToString(runtime->layout()) + " on " + runtime->device_name());
+  });
 }
 
 Result<SamplingParams> ServeCommand::Defaults(const Engine& engine) const {
@@ -109,11 +174,11 @@ void ServeCommand::WatchSignals(FrontEnd& front_end, std::atomic<bool>& stop) {
   });
 }
 
-Status ServeCommand::Serve(Engine& engine, const Runtime& runtime) {
+Status ServeCommand::Serve(Engine& engine, const std::string& layout) {
   TextCodec codec = TextCodec::Open(engine.tokenizer());
   LM_ASSIGN_OR_RETURN(SamplingParams defaults, Defaults(engine));
   front_end_.served_model = served_model_name_.empty() ? model_.engine.model : served_model_name_;
-  front_end_.layout = ToString(runtime.layout()) + " on " + runtime.device_name();
+  front_end_.layout = layout;
   ApiContext context{&codec, engine.config().vocab_size, engine.max_model_len(), std::move(defaults)};
   std::unique_ptr<TokenGrammars> grammars;
   if (engine.tokenizer() != nullptr) grammars = std::make_unique<TokenGrammars>(*engine.tokenizer());

@@ -123,10 +123,15 @@ void FrontEnd::Detokenize(CallPtr call) {
 }
 
 void FrontEnd::Health(CallPtr call) {
-  double quiet = engine_.Stats().seconds_since_active;
+  EngineStats stats = engine_.Stats();
+  double quiet = stats.seconds_since_active;
   if (draining_) {
     return RespondError(call,
                         {.http_status = 503, .message = "the server is shutting down", .type = "service_unavailable"});
+  }
+  if (stats.restarting) {
+    return RespondError(call, {.http_status = 503, .message = "the ranks are being restarted; requests wait for them",
+                               .type = "service_unavailable"});
   }
   if (quiet > options_.health_timeout) {
     return RespondError(call, {.http_status = 503,

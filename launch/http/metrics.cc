@@ -112,6 +112,7 @@ std::string ServeMetrics::PrometheusText(const EngineStats& stats, int64_t conne
     histogram->AppendTo(text);
   }
   AppendSimple(text, "engine_steps_total", "counter", "Steps of all ranks.", stats.steps);
+  AppendSimple(text, "engine_restarts_total", "counter", "Restarts of the ranks (serve --resilient).", stats.restarts);
   AppendSimple(text, "http_connections", "gauge", "Open connections.", connections);
   AppendSimple(text, "http_requests_total", "counter", "HTTP requests.", http_requests);
   AppendSimple(text, "http_errors_total", "counter", "Answers of 400 and above.", http_errors);

@@ -46,23 +46,6 @@ StepCommand ModelCommand(AttentionMode attention, const StepPlan& plan, bool cap
   return command;
 }
 
-Status CheckGenerated(const Request& request, int64_t vocab) {
-  if (request.generated.empty()) return Status::Ok();
-  if (static_cast<int32_t>(request.generated.size()) != request.sampling.n)
-    return InvalidArgument(fmt::format("generated: tokens of {} choices; n is {}", request.generated.size(), request.sampling.n));
-  bool all_finished = true;
-  for (const GeneratedTokens& choice : request.generated) {
-    all_finished = all_finished && choice.finished;
-    if (!choice.finished && static_cast<int64_t>(choice.tokens.size()) >= request.sampling.max_tokens)
-      return InvalidArgument(fmt::format("generated: a choice goes on after {} tokens, max_tokens is {}", choice.tokens.size(),
-                                         request.sampling.max_tokens));
-    for (int32_t id : choice.tokens)
-      if (id < 0 || id >= vocab)
-        return InvalidArgument(fmt::format("generated: token id {} is outside the vocabulary of {}", id, vocab));
-  }
-  return all_finished ? InvalidArgument("generated: all choices have ended already") : Status::Ok();
-}
-
 const float* Row(const StepResult::Shard& shard, int64_t row, int64_t vocab) {
   LM_CHECK(row < shard.rows);
   return shard.logits.data() + row * vocab;
@@ -91,17 +74,8 @@ EngineImpl::EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<
   for (int64_t id : config().eos_token_ids) eos_ids_.push_back(static_cast<int32_t>(id));
 }
 
-Status EngineImpl::CheckRequest(const Request& request) const {
-  if (request.prompt_ids.empty()) return InvalidArgument("prompt: is empty; at least one token is needed");
-  for (int32_t id : request.prompt_ids)
-    if (id < 0 || id >= config().vocab_size)
-      return InvalidArgument(fmt::format("prompt: token id {} is outside the vocabulary of {}", id, config().vocab_size));
-  LM_RETURN_IF_ERROR(CheckGenerated(request, config().vocab_size));
-  return ValidateSamplingParams(request.sampling, config().vocab_size);
-}
-
 Status EngineImpl::Submit(Request request) {
-  LM_RETURN_IF_ERROR(CheckRequest(request));
+  LM_RETURN_IF_ERROR(CheckRequest(request, config().vocab_size));
   std::lock_guard lock(mutex_);
   if (ids_.count(request.id)) return InvalidArgument("request id " + request.id + " is in use by a live request");
   std::unique_ptr<Live> live = MakeLive(std::move(request));
@@ -497,7 +471,7 @@ void EngineImpl::Shutdown() {
 }
 
 Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const ScoreOptions& options) {
-  LM_RETURN_IF_ERROR(CheckRequest({"score", ids, {}, nullptr}));
+  LM_RETURN_IF_ERROR(CheckRequest({"score", ids}, config().vocab_size));
   std::lock_guard lock(mutex_);
   if (scheduler_->HasWork()) return InvalidArgument("Score: requests are live; it needs an idle engine");
   if (options.drafts && !worker_.setup().drafts_with_layer())

@@ -71,7 +71,6 @@ class EngineImpl : public Engine {
 
   EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<Tokenizer> tokenizer,
              std::unique_ptr<Scheduler> scheduler);
-  Status CheckRequest(const Request& request) const;
   std::unique_ptr<Live> MakeLive(Request request);
   RequestSpec SpecOf(const Live& live) const;
   StepResult RunPlan(StepCommand command);

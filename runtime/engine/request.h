@@ -70,4 +70,7 @@ struct Request {
   std::function<void(const RequestOutput&)> on_output;
 };
 
+// What can be said of a request without knowing how long it may be. kInvalidArgument names the field.
+Status CheckRequest(const Request& request, int64_t vocab_size);
+
 }  // namespace latentmesh
