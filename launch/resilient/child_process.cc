@@ -131,10 +131,11 @@ std::optional<int> ChildProcess::ExitCode() {
   return exit_code_;
 }
 
-bool ChildProcess::WaitAll(double seconds) {
+bool ChildProcess::WaitFor(double seconds, bool all) {
   auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   for (;;) {
     if (ExitCode().has_value()) {
+      if (!all) return true;
       ReapOrphans();
       if (Descendants(getpid()).empty()) return true;
     }

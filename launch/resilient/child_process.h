@@ -25,14 +25,16 @@ class ChildProcess {
 
   // As a shell counts it (128 + signal); nullopt while it runs.
   std::optional<int> ExitCode();
-  // Waits until it has ended with all that it started; false: not within `seconds`.
-  bool WaitAll(double seconds);
+  // Waits until it has ended, or has ended with all that it started; false: not within `seconds`.
+  bool Wait(double seconds) { return WaitFor(seconds, false); }
+  bool WaitAll(double seconds) { return WaitFor(seconds, true); }
   // To all of them.
   void Signal(int number);
 
  private:
   ChildProcess(int pid, int output, std::function<void(const std::string&)> on_line);
   void ReadLines(int output);
+  bool WaitFor(double seconds, bool all);
 
   int pid_;
   std::optional<int> exit_code_;

@@ -98,14 +98,13 @@ std::vector<std::string> LaunchedJob::Answering() {
   char own[256] = "";
   gethostname(own, sizeof own - 1);
   std::vector<std::string> answering;
-  std::string probe = FillIn(options_.probe, "host", "\"$host\"");
-  std::string script = fmt::format("for host in \"$@\"; do (timeout -k 1 8 sh -c 'host=$0; {}' \"$host\" > /dev/null 2>&1 < /dev/null && "
-                                   "echo \"{}$host\") & done; wait", probe, kAnswered);
+  std::string script = fmt::format("while [ $# -gt 0 ]; do (timeout -k 1 8 sh -c \"$2\" > /dev/null 2>&1 < /dev/null && "
+                                   "echo \"{}$1\") & shift 2; done; wait", kAnswered);
   std::vector<std::string> words = {"sh", "-c", script, "sh"};
   std::string short_name = std::string(own).substr(0, std::string(own).find('.'));
   for (const std::string& host : hosts_.all()) {
     if (host.substr(0, host.find('.')) == short_name) answering.push_back(host);
-    else words.push_back(host);
+    else words.insert(words.end(), {host, FillIn(options_.probe, "host", host)});
   }
   if (words.size() == 4) return answering;
   auto read = [&](const std::string& line) {
@@ -197,10 +196,12 @@ Status LaunchedJob::Start(const std::string& rendezvous) {
 
 void LaunchedJob::End(bool broken) {
   if (process_ == nullptr) return;
-  bool gone = process_->WaitAll(broken ? kSelfEndSeconds : 0);
-  if (!gone) process_->Signal(SIGTERM), gone = process_->WaitAll(kSoftSeconds);
-  if (!gone) process_->Signal(SIGKILL), gone = process_->WaitAll(kHardSeconds);
-  if (!gone) LogWarning("processes of the job are left on this host and cannot be killed");
+  if (!process_->Wait(broken ? kSelfEndSeconds : 0)) {
+    process_->Signal(SIGTERM);
+    process_->Wait(kSoftSeconds);
+  }
+  process_->Signal(SIGKILL);                 // whatever its launcher has left
+  if (!process_->WaitAll(kHardSeconds)) LogWarning("processes of the job are left on this host and cannot be killed");
   last_code_ = process_->ExitCode();
   process_.reset();
 }

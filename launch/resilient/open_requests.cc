@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 namespace latentmesh {
 namespace {
 
@@ -18,10 +20,11 @@ void OpenRequests::Add(Request request) {
   open_[next_++].request = std::move(request);
 }
 
-void OpenRequests::MarkSent(const std::string& id) {
+bool OpenRequests::MarkSent(const std::string& id) {
   Open& open = open_.at(by_id_.at(id));
   open.sent = true;
   open.offset = std::chrono::duration<double>(Clock::now() - open.submitted).count();
+  return open.cancelled;
 }
 
 bool OpenRequests::Cancel(const std::string& id) {
@@ -106,15 +109,23 @@ std::optional<OpenRequests::Delivery> OpenRequests::Abort(const std::string& id)
   return Remove(found->second, std::move(output));
 }
 
-std::vector<OpenRequests::Delivery> OpenRequests::JobLost(int most) {
+std::vector<OpenRequests::Delivery> OpenRequests::AbortAll(const std::function<bool(const Open&)>& condition) {
   std::vector<std::string> ended;
-  for (auto& [number, open] : open_) {
-    if (std::exchange(open.sent, false)) ++open.jobs_lost;
-    if (open.cancelled || open.jobs_lost >= most) ended.push_back(open.request.id);
-  }
+  for (const auto& [number, open] : open_)
+    if (condition(open)) ended.push_back(open.request.id);
   std::vector<Delivery> deliveries;
   for (const std::string& id : ended) deliveries.push_back(*Abort(id));
   return deliveries;
+}
+
+std::vector<OpenRequests::Delivery> OpenRequests::EndCancelled() {
+  return AbortAll([](const Open& open) { return open.cancelled; });
+}
+
+std::vector<OpenRequests::Delivery> OpenRequests::JobLost(int most) {
+  for (auto& [number, open] : open_)
+    if (std::exchange(open.sent, false)) ++open.jobs_lost;
+  return AbortAll([most](const Open& open) { return open.cancelled || open.jobs_lost >= most; });
 }
 
 }  // namespace latentmesh

@@ -26,8 +26,8 @@ class OpenRequests {
   bool Contains(const std::string& id) const { return by_id_.count(id) != 0; }
   size_t size() const { return open_.size(); }
   void Add(Request request);
-  // The request goes to rank 0 now.
-  void MarkSent(const std::string& id);
+  // The request goes to rank 0 now. True: it has been cancelled meanwhile, and a kCancel must follow.
+  bool MarkSent(const std::string& id);
   // False: unknown, or cancelled before.
   bool Cancel(const std::string& id);
   // All, oldest first. Valid until the next call of another function.
@@ -38,6 +38,8 @@ class OpenRequests {
   Result<std::optional<Delivery>> Take(RequestOutput output);
   // Ends the request; all its choices that go on end with kAbort. nullopt: unknown.
   std::optional<Delivery> Abort(const std::string& id);
+  // While there is no job: ends what was cancelled.
+  std::vector<Delivery> EndCancelled();
   // The job is gone. Ends what was cancelled, and what has been sent to `most` jobs in a row that ended before its next
   // token: it may be what ends them.
   std::vector<Delivery> JobLost(int most);
@@ -58,6 +60,7 @@ class OpenRequests {
   };
   Status Check(const Open& open, const RequestOutput& output) const;
   void Record(Open& open, RequestOutput& output);
+  std::vector<Delivery> AbortAll(const std::function<bool(const Open&)>& condition);
   Delivery Remove(int64_t number, RequestOutput output);
 
   std::map<int64_t, Open> open_;       // by order of arrival

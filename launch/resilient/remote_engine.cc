@@ -62,6 +62,9 @@ RemoteEngine::RemoteEngine(RestartableJob& job, const ModelConfig& config, const
     : job_(job), config_(config), tokenizer_(tokenizer), options_(options), next_seed_(options.seed) {}
 
 RemoteEngine::~RemoteEngine() {
+  link_.reset();                             // the ranks see that, too, also one that has only called
+  callers_.clear();
+  listener_.reset();
   if (state_ != State::kDown) job_.End(false);
 }
 
@@ -148,14 +151,8 @@ void RemoteEngine::Round(std::chrono::milliseconds wait) {
   for (const auto& caller : callers_) entries.push_back({caller->descriptor()});
   PollAny(entries, wait);
   wake_.Clear();
-  if (state_ == State::kDown) {
-    std::vector<OpenRequests::Delivery> ended;
-    {
-      std::lock_guard lock(mutex_);
-      ended = open_.JobLost(options_.max_restarts);      // cancelled meanwhile
-    }
-    return Deliver(std::move(ended));
-  }
+  if (state_ != State::kServing) EndCancelled();
+  if (state_ == State::kDown) return;
   if (link_ == nullptr) Greet();
   if (link_ != nullptr) Exchange();
   if (state_ != State::kDown) CheckDeadlines();
@@ -254,6 +251,15 @@ void RemoteEngine::Handle(const Frame& frame) {
   if (!status.ok()) Lose(status.message());
 }
 
+void RemoteEngine::EndCancelled() {
+  std::vector<OpenRequests::Delivery> ended;
+  {
+    std::lock_guard lock(mutex_);
+    ended = open_.EndCancelled();
+  }
+  Deliver(std::move(ended));
+}
+
 void RemoteEngine::OnReady(const Ready& ready) {
   if (was_ready_) {
     std::lock_guard lock(mutex_);
@@ -270,7 +276,7 @@ void RemoteEngine::OnReady(const Ready& ready) {
   stats_at_ = Clock::now();
   for (const Request* request : open_.InOrder()) {
     AppendMessage(outbox_, MessageType::kSubmit, ToWire(*request));
-    open_.MarkSent(request->id);
+    if (open_.MarkSent(request->id)) AppendMessage(outbox_, MessageType::kCancel, std::string_view(request->id));
   }
   wake_.Wake();
 }

@@ -38,6 +38,7 @@ class RemoteEngine : public Engine {
   // Starts the job for the first time and waits until it has loaded the model. A job that ends before is not restarted;
   // its exit code comes back as the status's. kCancelled: `stop` was set.
   Status Begin(const std::atomic<bool>& stop);
+  void BreakForTest() { Lose("broken by a test"); }              // as if rank 0 had died now
   const std::string& layout() const { return ready_.layout; }     // of the present or last job; main thread
 
   Status Submit(Request request) override;
@@ -65,6 +66,7 @@ class RemoteEngine : public Engine {
   void Greet();                                      // looks for rank 0 among those who have called
   void Exchange();                                   // sends and receives on the link
   void Handle(const Frame& frame);
+  void EndCancelled();
   void OnReady(const Ready& ready);
   void Lose(const std::string& why);
   void CheckDeadlines();

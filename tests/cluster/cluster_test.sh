@@ -218,6 +218,79 @@ idle_server() {
   echo "ok: answered after 15 idle seconds with timeouts of 2, ended on SIGTERM with $?"
 }
 
+# ---- serve --resilient: a host's link is cut, then ranks are killed on another; the streams go on over what is left ----
+
+# The text of a greedy answer of 300 tokens, streamed; "INCOMPLETE" where its end is missing.
+stream_text() {
+  hosts_on node0 curl -sN --max-time 100 http://127.0.0.1:8078/v1/completions -H 'Content-Type: application/json' \
+    -d '{"prompt": "In the beginning", "max_tokens": 300, "temperature": 0, "ignore_eos": true, "stream": true}' > "$1"
+  grep -q '^data: \[DONE\]' "$1" || echo INCOMPLETE >> "$1"
+  sed -n 's/^data: .*"text":"\(.*\)","logprobs".*/\1/p; /^INCOMPLETE/p' "$1" | tr -d '\n' > "$1.text"
+}
+
+wait_restarts() {
+  local i
+  for ((i = 0; i < 600; ++i)); do
+    hosts_on node0 curl -s http://127.0.0.1:8078/metrics | grep -q "^latentmesh:engine_restarts_total $1" &&
+      hosts_on node0 curl -sf http://127.0.0.1:8078/health > /dev/null && return
+    kill -0 $job 2> /dev/null || fail "the server has ended"
+    sleep 0.1
+  done
+  fail "no restart number $1 within 60 s"
+}
+
+# stream_through N FAULT...: a stream during which FAULT happens, which is the Nth; it must read as the undisturbed one.
+stream_through() {
+  local number=$1 i
+  shift
+  stream_text "$hosts_files/s$number" &
+  local stream=$!
+  for ((i = 0; i < 100; ++i)); do
+    [ "$(grep -c '^data' "$hosts_files/s$number" 2> /dev/null)" -gt 5 ] && break
+    sleep 0.02
+  done
+  "$@"
+  wait_restarts "$number"
+  wait $stream
+  cmp "$hosts_files/s0.text" "$hosts_files/s$number.text" || fail "the stream reads differently after: $*"
+  echo "ok: a stream went on after: $*"
+}
+
+kill_rank_on() { kill -9 "$(rank_of "$1")"; }
+
+resilient() {
+  command -v curl > /dev/null || hosts_skip "curl is not installed"
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm_rsh_agent=$hosts_files/agent
+  export OMPI_MCA_plm=rsh OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp OMPI_MCA_mpi_yield_when_idle=1
+  export OMPI_MCA_btl_vader_single_copy_mechanism=none LATENTMESH_QUIET_BINDING=1 NETWORK=10.77.0.0/24
+  # A host that answers refuses the connection.
+  hosts_on node0 "$PROGRAM" serve --resilient --hosts node0,node1,node2 --ranks 3 --model "$model" --dp 3 --threads 1 \
+    --max-seqs 4 --port 8078 --step-timeout 3 --idle-timeout 4 \
+    --probe "timeout 3 bash -c '< /dev/tcp/{host}/9' 2>&1 | grep -q refused" \
+    > "$hosts_files/out" 2> "$hosts_files/job.err" &
+  job=$!
+  wait_restarts 0
+  stream_text "$hosts_files/s0"
+  [ "$(stat -c %s "$hosts_files/s0.text")" -gt 300 ] || fail "no undisturbed text"
+  grep -q INCOMPLETE "$hosts_files/s0.text" && fail "the undisturbed stream is incomplete"
+  stream_through 1 hosts_cut node2
+  stream_through 2 kill_rank_on node1
+  stream_through 3 kill_rank_on node1
+  grep -o 'starting .*' "$hosts_files/job.err"
+  grep -q 'starting 2 ranks .* on node0,node1' "$hosts_files/job.err" || fail "it did not go on with two hosts"
+  grep -q 'starting 1 ranks .* on node0$' "$hosts_files/job.err" || fail "node1 was not left out after two deaths"
+  kill -TERM "$(hosts_pids node0 "$name" | head -1)"
+  for ((i = 0; i < 200; ++i)); do
+    kill -0 $job 2> /dev/null || break
+    sleep 0.1
+  done
+  kill -0 $job 2> /dev/null && fail "the server does not end on SIGTERM"
+  wait $job
+  code=$?
+  [ $code = 10 ] || fail "exit code $code instead of 10"
+  for node in 0 1; do [ -z "$(hosts_pids node$node "$name")" ] || fail "ranks are left on node$node"; done
+}
+
 hosts_create 3
 $case || fail "$case"
 echo "passed: $case"

@@ -69,6 +69,7 @@ localize_serve() {
   command=${command//key.txt/$work/key.txt}
   command=${command//--host 0.0.0.0/--host 127.0.0.1 --port $port}
   case $command in
+    build/latentmesh*) command=$(localize "$command") ;;
     mpirun*) command=$(localize_cluster "${command//--tp 4 --dp 4/--tp 2 --dp 2}") ;;
   esac
   echo "$command"

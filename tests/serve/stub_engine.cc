@@ -33,7 +33,8 @@ Status StubEngine::Submit(Request request) {
   for (int32_t id : request.prompt_ids)
     if (id == 13) return InvalidArgument("prompt: the stub refuses token 13");
   if (request.constraint != nullptr) ++constrained;
-  live_.push_back({std::move(request)});
+  int32_t done = request.generated.empty() ? 0 : static_cast<int32_t>(request.generated[0].tokens.size());
+  live_.push_back({std::move(request), done});
   work_.notify_one();
   return Status::Ok();
 }
@@ -83,7 +84,7 @@ RequestOutput StubEngine::Advance(Live& live) {
     for (size_t i = 1; i < live.request.prompt_ids.size(); ++i)
       output.prompt_logprobs.push_back({live.request.prompt_ids[i], -1.0f, 1, {}});
   }
-  ++live.done;
+  if (!live.cancelled) ++live.done;
   output.completion_tokens = live.done * sampling.n;
   output.finished = end;
   output.times = {1e-4, 2e-4, end ? 3e-4 : 0};
