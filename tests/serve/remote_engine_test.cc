@@ -159,6 +159,7 @@ TEST_F(RemoteEngineTest, CancelledRequestsEndWithAndWithoutRanks) {
   engine_->Cancel("second");
   RunWhile([&] { return !second.last.finished; });
   EXPECT_EQ(second.last.choices.at(0).finish, FinishReason::kAbort);
+  RunWhile([&] { return engine_->Stats().restarting; });      // a job that has not called yet cannot be told to end
 }
 
 TEST_F(RemoteEngineTest, StrangersAndDamagedFramesGetNowhere) {
