@@ -76,6 +76,9 @@ void ModelFlags::Register(FlagSet& flags) {
   flags.Add("--threads", &engine.threads, "Compute threads a rank; 0: the cores of this rank", kNonNegative);
   flags.AddSwitch("--share-gpu", &engine.share_gpu, "Several ranks may use one GPU");
   RegisterLayout(flags, &engine.layout);
+  flags.Add("--prefill-ranks", &engine.prefill_ranks, "dp ranks that only compute prompts, for the others to go on with",
+            kNonNegative);
+  flags.AddSwitch("--no-migration", &no_migration, "Sequences and cached prefixes stay on their dp rank");
   RegisterMemory(flags, &engine);
   RegisterBalance(flags, &engine, &expert_balance);
   flags.Section("Running");
@@ -114,6 +117,7 @@ Result<EngineOptions> ModelFlags::Resolve() const {
   EngineOptions options = engine;
   options.prefix_caching = !no_prefix_caching;
   options.speculative_adapt = !speculative_fixed;
+  options.migration = !no_migration;
   options.expert_balance = expert_balance == "on";
   options.attention = attention == "absorbed"   ? AttentionMode::kAbsorbed
                       : attention == "expanded" ? AttentionMode::kExpanded

@@ -18,6 +18,7 @@ struct ModelFlags {
   std::string expert_balance = "off";
   bool no_prefix_caching = false;
   bool speculative_fixed = false;
+  bool no_migration = false;
   bool dedicated_scheduler = false;
   double step_timeout = 300;           // seconds
   double idle_timeout = 30;            // seconds

@@ -94,6 +94,13 @@ std::string ServeMetrics::PrometheusText(const EngineStats& stats, int64_t conne
   AppendSimple(text, "prefix_cache_queries_total", "counter", "Prompt tokens looked up.", stats.prefix_queries);
   AppendSimple(text, "prefix_cache_hits_total", "counter", "Prompt tokens found cached.", stats.prefix_hits);
   AppendTiers(text, stats.kv);
+  AppendSimple(text, "prefix_cache_fetched_tokens_total", "counter", "Of these, copied from another dp rank.",
+               stats.prefix_fetched);
+  AppendSimple(text, "migrated_sequences_total", "counter", "Sequences moved to even out memory or load of dp ranks.",
+               stats.migrated_sequences);
+  AppendSimple(text, "handed_over_sequences_total", "counter", "Sequences moved from prefill ranks to decoding ones.",
+               stats.handed_over_sequences);
+  AppendSimple(text, "moved_blocks_total", "counter", "Cache blocks sent between dp ranks.", stats.moved_blocks);
   AppendSimple(text, "num_preemptions_total", "counter", "Sequences put back for lack of cache.", stats.preemptions);
   AppendSimple(text, "spec_decode_num_drafts_total", "counter", "Steps of a sequence that verified drafts.",
                stats.verified_steps);

@@ -37,6 +37,10 @@ struct EngineStats {
   int64_t preemptions = 0;
   int64_t prefix_queries = 0;          // tokens
   int64_t prefix_hits = 0;             // tokens
+  int64_t prefix_fetched = 0;          // of the hits, tokens whose blocks came from another dp rank
+  int64_t migrated_sequences = 0;      // to another dp rank because memory or load had drifted
+  int64_t handed_over_sequences = 0;   // from a prefill rank to a decoding one
+  int64_t moved_blocks = 0;            // sent between dp ranks, for any of these
   KvTierStats kv;                      // blocks in and from host memory and disk
   int64_t draft_tokens = 0;            // proposed by speculative decoding and verified
   int64_t accepted_tokens = 0;         // of those

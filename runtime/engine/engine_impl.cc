@@ -26,6 +26,9 @@ SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
   options.max_seqs = static_cast<int32_t>(setup.limits.max_seqs);
   options.max_model_len = static_cast<int32_t>(setup.limits.max_model_len);
   options.prefix_caching = setup.options.prefix_caching;
+  options.migrate = options.fetch_prefixes = setup.options.migration && options.dp > 1;
+  options.prefill_shards = setup.options.prefill_ranks;
+  options.stream_prefills = !setup.drafts_with_layer();   // the draft layer computes its rows after the step
   if (!setup.has_tiers()) return options;
   int64_t block = static_cast<int64_t>(setup.cache.BytesPerBlock());
   options.kv.host_slots = setup.plan.offload_blocks;
@@ -139,6 +142,10 @@ EngineStats EngineImpl::Stats() const {
   stats.preemptions = s.preemptions;
   stats.prefix_queries = s.prefix_queries;
   stats.prefix_hits = s.prefix_hits;
+  stats.prefix_fetched = s.prefix_fetched;
+  stats.migrated_sequences = s.migrated;
+  stats.handed_over_sequences = s.handed_over;
+  stats.moved_blocks = s.moved_blocks;
   stats.kv = s.kv;
   stats.draft_tokens = speculation_.drafts;
   stats.accepted_tokens = speculation_.accepted;
@@ -192,6 +199,8 @@ bool EngineImpl::Step() {
   auto started = Clock::now();
   if (!step.empty()) {
     StepResult result = RunPlan(ModelCommand(worker_.setup().options.attention, step.plan));
+    if (worker_.setup().options.migration)
+      ObserveCosts(step.plan, result, std::chrono::duration<double>(Clock::now() - started).count());
     if (runs_model) Collect(step, result, deliveries, seeds);
     std::vector<std::string> warnings;
     {
@@ -206,6 +215,18 @@ bool EngineImpl::Step() {
   if (!seeds.empty()) Speculate(step, std::move(seeds), seconds);
   if (runs_model) balancer_.AfterStep([this](const BalanceCommand& command) { return RunBalance(command); });
   return worked;
+}
+
+void EngineImpl::ObserveCosts(const StepPlan& plan, const StepResult& result, double seconds) {
+  const RankSetup& setup = worker_.setup();
+  if (setup.shard.layout.dp == 1) return;
+  int64_t tokens = 0;
+  for (const ShardStep& shard : plan.shards) tokens = std::max(tokens, shard.tokens());
+  move_costs_.ObserveStep(tokens, seconds - result.move_seconds);
+  const int64_t blocks = static_cast<int64_t>(result.moved_bytes / std::max<uint64_t>(1, setup.cache.BytesPerBlock()));
+  move_costs_.ObserveMove(blocks * scheduler_->options().block_size, result.move_seconds);
+  std::lock_guard lock(mutex_);
+  scheduler_->SetFetchThreshold(move_costs_.LeastTokens());
 }
 
 // Feeds the scheduler; returns what the user should hear.

@@ -20,6 +20,7 @@
 #include "runtime/engine/choice_state.h"
 #include "runtime/engine/drafter.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/move_costs.h"
 #include "runtime/engine/ngram_index.h"
 #include "runtime/engine/speculation.h"
 #include "runtime/engine/worker.h"
@@ -75,6 +76,7 @@ class EngineImpl : public Engine {
   RequestSpec SpecOf(const Live& live) const;
   StepResult RunPlan(StepCommand command);
   std::vector<std::string> TakeKvReports(const std::vector<KvReport>& reports);
+  void ObserveCosts(const StepPlan& plan, const StepResult& result, double seconds);
   std::vector<Delivery> TakeCancelled();
   // Samples, commits, and notes in `seeds` what the draft layer can go on from.
   void Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries,
@@ -104,8 +106,9 @@ class EngineImpl : public Engine {
   mutable std::mutex mutex_;
   std::condition_variable work_;
   std::unique_ptr<Scheduler> scheduler_;
-  Drafter drafter_;                      // this and the next two: engine's thread only
+  Drafter drafter_;                      // this and the next three: engine's thread only
   DraftController controller_;
+  MoveCosts move_costs_;
   int64_t steps_without_drafts_ = 0;
   std::unordered_map<int64_t, std::unique_ptr<Live>> live_;
   std::map<std::string, int64_t> ids_;   // request id -> scheduler id

@@ -31,6 +31,8 @@ struct EngineOptions {
   uint64_t kv_store_size = uint64_t{16} << 30;   // bytes of it for each model and part of the layout
   int threads = 0;                    // compute threads a rank
   bool prefix_caching = true;
+  bool migration = true;              // sequences and prefixes move between dp ranks where that helps
+  int prefill_ranks = 0;              // the first so many dp ranks only compute prompts, the others go on with them; 0: all do both
   bool share_gpu = false;
   uint64_t seed = 0;                  // for requests without one
   bool check_collectives = false;     // after each step: did all ranks make the same calls, with the same data?

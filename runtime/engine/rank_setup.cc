@@ -137,6 +137,17 @@ void RankSetup::SetOffloadBlocks(int64_t blocks) {
   plan.offload = cache.BytesPerBlock() * static_cast<uint64_t>(blocks);
 }
 
+Status CheckPrefillRanks(const EngineOptions& resolved) {
+  const int n = resolved.prefill_ranks, dp = resolved.layout.dp;
+  if (n == 0) return Status::Ok();
+  if (n < 0) return InvalidArgument(fmt::format("--prefill-ranks {}: must be 0 (all dp ranks do both) or more", n));
+  if (dp == 1) return InvalidArgument(fmt::format("--prefill-ranks {}: the layout {} has one dp rank, nothing can be split; "
+                                                  "give --dp 2 or more", n, ToString(resolved.layout)));
+  if (n >= dp) return InvalidArgument(fmt::format("--prefill-ranks {}: of {} dp ranks at least one must be left to decode; "
+                                                  "give 1 to {}", n, dp, dp - 1));
+  return Status::Ok();
+}
+
 Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelConfig& config, int world_size,
                                      DeviceKind device) {
   EngineOptions r = options;
@@ -162,6 +173,7 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   r.max_seqs = std::min(r.max_seqs, r.max_batch_tokens);
   LM_RETURN_IF_ERROR(ResolveSpeculation(config, r));
   LM_RETURN_IF_ERROR(ResolveBalance(config, r));
+  LM_RETURN_IF_ERROR(CheckPrefillRanks(r));
   if ((r.kv_offload > 0 || !r.kv_store.empty()) && !r.prefix_caching)
     return InvalidArgument("--kv-offload and --kv-store keep cached prefixes; leave out --no-prefix-caching");
   return r;

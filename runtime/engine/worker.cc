@@ -56,6 +56,7 @@ Status Worker::Allocate(const StoredDType& stored) {
   decoder_ = std::make_unique<Decoder>(ctx_, weights_, moe_.get(), setup_.placement, step_arena_);
   logits_in_ = ReserveLogitsInbox(setup_, step_arena_);
   cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
+  exchange_ = std::make_unique<BlockExchange>(*cache_, *comms_.dp, *stream_);
   if (moe_ != nullptr)
     balancer_ = std::make_unique<RankBalancer>(RankBalancerParts{&weights_, decoder_->AllMoeLayers(), setup_.shard.pp_rank,
                                                                  setup_.weight_options.expert_slots, comms_.ep.get(), &control_,
@@ -94,12 +95,16 @@ StepResult Worker::Execute(const StepCommand& command) {
   comms_.tp->SetContext(command.plan.step, "attention and MLP sums");
   comms_.ep->SetContext(command.plan.step, "expert dispatch and combine");
   comms_.pp->SetContext(command.plan.step, "pipeline transfer");
+  comms_.dp->SetContext(command.plan.step, "moves of cache blocks");
   comms_.cp->SetContext(command.plan.step, "context-parallel attention");
   RecordFlight(command.plan.step, "computing");
   InjectFault(fault_, control_.rank(), command.plan.step);
   const ShardStep& mine = command.plan.shards[static_cast<size_t>(setup_.shard.dp_rank)];
   if (mover_ != nullptr) mover_->Run(mine.kv);
   StepResult result;
+  exchange_->Run(command.plan.transfers);
+  result.moved_bytes = exchange_->bytes();
+  result.move_seconds = exchange_->seconds();
   if (command.plan.kind == StepKind::kTransfer) {
     if (command.plan.kv_report) result.kv_reports = GatherKvReports(kReportWait);
     return result;
@@ -108,7 +113,9 @@ StepResult Worker::Execute(const StepCommand& command) {
   std::vector<float> captured;
   if (command.draft == DraftRound::kNone) {
     HiddenObserver observer = Capture(captured);
-    decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr);
+    const std::vector<BlockTransfer>& transfers = command.plan.transfers;
+    decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr,
+                      [&](int64_t layer) { exchange_->RunLayer(transfers, layer); });
     main_rows_ = batch.first_row;
     ++steps_;
     tokens_ += mine.tokens();

@@ -8,6 +8,7 @@
 #include "parallel/communicator.h"
 #include "parallel/control_channel.h"
 #include "runtime/engine/balancer_rank.h"
+#include "runtime/engine/block_exchange.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/fault_injection.h"
 #include "runtime/engine/kv_mover.h"
@@ -28,6 +29,8 @@ struct StepResult {
   };
   std::vector<Shard> shards;           // [dp]
   std::vector<KvReport> kv_reports;    // [ranks] when the plan asked for them
+  uint64_t moved_bytes = 0;            // of rank 0 in the transfers before the step, both ways; 0: it took no part
+  double move_seconds = 0;
 };
 
 class Worker {
@@ -85,6 +88,7 @@ class Worker {
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<LatentKvCache> cache_;
   std::unique_ptr<KvMover> mover_;           // with lower cache tiers
+  std::unique_ptr<BlockExchange> exchange_;
   std::unique_ptr<RankBalancer> balancer_;   // with routed experts
   TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
   std::vector<int64_t> main_rows_;        // first row of each sequence of the last step that ran the model

@@ -50,7 +50,8 @@ void Decoder::End(const TensorView& x) {
   if (!ctx_.shard.last_stage() && !x.empty()) ctx_.comms->pp->Send(x.data, x.bytes(), PeerStage(+1), *ctx_.stream);
 }
 
-void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const HiddenObserver* observer) {
+void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const HiddenObserver* observer,
+                      const std::function<void(int64_t layer)>& on_layer) {
   Ops& ops = *ctx_.ops;
   TensorView x = x_.Rows(0, batch.tokens);
   Begin(batch, x);
@@ -60,6 +61,7 @@ void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const 
     TraceSpan span("layer", ctx_.shard.layers.begin + static_cast<int64_t>(layer));
     MoeLayer* moe = moe_index_[layer] < 0 ? nullptr : &moe_layers_[static_cast<size_t>(moe_index_[layer])];
     pending = runner_.Run(weights_.layers[layer], moe, cache.layer(static_cast<int64_t>(layer)), batch, x, pending);
+    if (on_layer) on_layer(static_cast<int64_t>(layer));
     if (observer == nullptr) continue;
     ops.Add({pending, x}, *ctx_.stream);
     pending = {};

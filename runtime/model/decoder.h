@@ -30,8 +30,10 @@ class Decoder {
           Arena& arena);
 
   // Runs this stage: embeds or receives from the previous stage, then computes its layers and sends on. Collective over
-  // the world, also for ranks without tokens.
-  void Forward(const StepBatch& batch, const LatentKvCache& cache, const HiddenObserver* observer = nullptr);
+  // the world, also for ranks without tokens. `on_layer` is called when a layer of this stage, counted from 0, has been
+  // queued: its cache rows are written.
+  void Forward(const StepBatch& batch, const LatentKvCache& cache, const HiddenObserver* observer = nullptr,
+               const std::function<void(int64_t layer)>& on_layer = {});
 
   // Last stage, after Forward: logits of logits rows [begin, begin + count) for this rank's part of the vocabulary,
   // [count, vocab of this rank] f32; valid until the next call. count <= limits.max_logits_rows.

@@ -162,8 +162,9 @@ void Scheduler::ProposeDrafts(int64_t request, int32_t choice, std::vector<int32
 
 ScheduledStep Scheduler::Schedule() {
   ScheduledStep step;
+  for (auto& shard : shards_) shard->Begin();
+  MoveSequences();
   for (auto& shard : shards_) {
-    shard->Begin();
     shard->ScheduleRunning();
     waiting_.insert(shard->preempted().begin(), shard->preempted().end());
   }
@@ -172,11 +173,13 @@ ScheduledStep Scheduler::Schedule() {
     ShardScheduler* shard = ChooseShard(*next);
     if (shard == nullptr) break;   // first come, first served: nobody overtakes
     waiting_.erase(waiting_.begin());
-    shard->Admit(next);
+    AddTransfer(shard->Admit(next, PrefixSource(*next, *shard)));
   }
+  ReservePlaces();
   step.plan.shards.resize(shards_.size());
   for (size_t i = 0; i < shards_.size(); ++i) Describe(step, static_cast<int32_t>(i));
   const bool moves = TakeMoves(step.plan);
+  for (auto& shard : shards_) shard->ReleaseHeld();   // later plans may use them
   if (step.sequences.empty()) {
     if (moves) step.plan.kind = StepKind::kTransfer;
     step.plan.step = next_step_;
@@ -188,9 +191,10 @@ ScheduledStep Scheduler::Schedule() {
   return step;
 }
 
-// True when there are moves to make, or sequences wait for the disk.
+// True when there are moves to make, between tiers or shards, or sequences wait for the disk.
 bool Scheduler::TakeMoves(StepPlan& plan) {
-  bool moves = false;
+  plan.transfers = std::exchange(transfers_, {});
+  bool moves = !plan.transfers.empty();
   for (size_t i = 0; i < shards_.size(); ++i) {
     KvTiers* tiers = shards_[i]->tiers();
     if (tiers == nullptr) continue;
@@ -212,7 +216,8 @@ void Scheduler::OnKvEvents(int32_t shard, std::span<const KvEvent> events) {
 ShardScheduler* Scheduler::ChooseShard(const Sequence& sequence) {
   std::vector<std::pair<ShardScheduler*, int64_t>> offers;
   int32_t idlest = std::numeric_limits<int32_t>::max();
-  for (auto& shard : shards_) {
+  const size_t candidates = options_.prefill_shards > 0 ? options_.prefill_shards : shards_.size();
+  for (const auto& shard : std::span(shards_).first(candidates)) {
     const auto offer = shard->OfferFor(sequence);
     if (!offer.possible) continue;
     offers.emplace_back(shard.get(), offer.cached_tokens);
@@ -290,7 +295,14 @@ void Scheduler::Commit(int64_t step, std::span<const ChoiceResult> results) {
     const bool first = by_choice.emplace(std::pair(result.request, result.choice), &result).second;
     LM_CHECK_MSG(first, "two results for one choice");
   }
-  for (const ScheduledSequence& entry : done.sequences) CommitSequence(entry, by_choice);
+  for (const ScheduledSequence& entry : done.sequences) CommitEntry(entry, by_choice);
+  for (auto& shard : shards_) shard->ReleaseHeld();
+}
+
+void Scheduler::CommitEntry(const ScheduledSequence& entry, const Results& results) {
+  const int32_t reserved_at = std::exchange(sequences_.at(entry.sequence)->next_shard, -1);
+  CommitSequence(entry, results);
+  if (reserved_at >= 0) Settle(entry.sequence, reserved_at);
 }
 
 void Scheduler::CommitSequence(const ScheduledSequence& entry, const Results& results) {
@@ -353,6 +365,9 @@ SchedulerStats Scheduler::Stats() const {
   stats.requests = static_cast<int64_t>(requests_.size());
   stats.scheduled_tokens = scheduled_tokens_;
   stats.steps = next_step_;
+  stats.migrated = migrated_;
+  stats.handed_over = handed_over_;
+  stats.moved_blocks = moved_blocks_;
   for (const auto& shard : shards_) {
     stats.running += static_cast<int64_t>(shard->running().size());
     stats.blocks += shard->pool().size();
@@ -360,7 +375,8 @@ SchedulerStats Scheduler::Stats() const {
     stats.preemptions += shard->preemptions();
     if (shard->cache() == nullptr) continue;
     stats.prefix_queries += shard->cache()->queries();
-    stats.prefix_hits += shard->cache()->hits() + shard->loaded_tokens();
+    stats.prefix_hits += shard->cache()->hits() + shard->loaded_tokens() + shard->fetched_tokens();
+    stats.prefix_fetched += shard->fetched_tokens();
     if (shard->tiers() != nullptr) stats.kv += shard->tiers()->stats();
   }
   return stats;

@@ -91,6 +91,10 @@ struct SchedulerStats {
   int64_t prefix_queries = 0;        // tokens
   int64_t prefix_hits = 0;           // tokens, those from lower tiers included
   KvTierStats kv;                    // of all shards
+  int64_t prefix_fetched = 0;        // of these, copied from another shard
+  int64_t migrated = 0;              // sequences that went to another shard because memory or load had drifted
+  int64_t handed_over = 0;           // sequences that went from a prefill shard to a decoding one
+  int64_t moved_blocks = 0;          // sent between shards, for any reason
   int64_t scheduled_tokens = 0;
   int64_t steps = 0;
 };
@@ -118,6 +122,9 @@ class Scheduler {
 
   // A rank of the shard reports from its disk; before the first step: what it has.
   void OnKvEvents(int32_t shard, std::span<const KvEvent> events);
+
+  // A prefix is copied from another shard when that saves at least so many tokens (MoveCosts); at least one block.
+  void SetFetchThreshold(int64_t tokens) { fetch_threshold_ = tokens; }
 
   bool HasWork() const { return !requests_.empty() || !in_flight_.empty(); }
   bool HasRequest(int64_t request) const { return requests_.count(request) != 0; }
@@ -149,9 +156,22 @@ class Scheduler {
 
   ShardScheduler* ChooseShard(const Sequence& sequence);
   void Describe(ScheduledStep& step, int32_t shard);
+  // Moves between shards (scheduler_moves.cc).
+  void MoveSequences();
+  void RelieveMemory(int32_t from);
+  void EvenOut(int32_t begin, int32_t end);
+  void HandOver(int32_t from);
+  void ReservePlaces();
+  void Settle(int64_t sequence, int32_t reserved_at);
+  bool Move(Sequence* sequence);
+  ShardScheduler* BestTarget(const Sequence& sequence) const;
+  ShardScheduler* PrefixSource(const Sequence& sequence, const ShardScheduler& shard) const;
+  void AddTransfer(BlockTransfer transfer);
+  bool Prefills(int32_t shard) const { return shard < options_.prefill_shards; }
   bool TakeMoves(StepPlan& plan);
 
   using Results = std::map<std::pair<int64_t, int32_t>, const ChoiceResult*>;
+  void CommitEntry(const ScheduledSequence& entry, const Results& results);
   void CommitSequence(const ScheduledSequence& entry, const Results& results);
   void Accept(Sequence* sequence, const ChoiceResult& result, int32_t known);
   void Fork(Sequence* leader, const Results& results);
@@ -166,6 +186,11 @@ class Scheduler {
   int64_t next_arrival_ = 0;
   int64_t next_step_ = 0;
   int64_t scheduled_tokens_ = 0;
+  std::vector<BlockTransfer> transfers_;   // of the plan being made
+  int64_t fetch_threshold_ = 0;
+  int64_t migrated_ = 0;
+  int64_t handed_over_ = 0;
+  int64_t moved_blocks_ = 0;
 };
 
 }  // namespace latentmesh

@@ -170,6 +170,8 @@ class Traffic {
 
   const Scheduler& scheduler() const { return *scheduler_; }
   int64_t copies() const { return copies_; }
+  int64_t streamed() const { return streamed_; }
+  const std::map<int32_t, int64_t>& decodes_on() const { return decodes_on_; }   // steps of one token, by shard
   int64_t accepted_drafts() const { return accepted_drafts_; }
 
  private:
@@ -287,13 +289,28 @@ class Traffic {
     ASSERT_TRUE(parsed.ok());
   }
 
-  // As a worker does: moves between tiers, copies, then all writes, then all reads.
+  void Move(const BlockTransfer& transfer) {
+    EXPECT_NE(transfer.from_shard, transfer.to_shard);
+    for (const BlockCopy& copy : transfer.blocks) {
+      std::copy_n(cache_.Block(transfer.from_shard, copy.from), scenario_.options.block_size,
+                  cache_.Block(transfer.to_shard, copy.to));
+    }
+    moved_blocks_ += static_cast<int64_t>(transfer.blocks.size());
+    streamed_ += transfer.streamed;
+  }
+
+  // As a worker does: moves between tiers, between shards, copies, then all writes, what is streamed, then all reads.
   void Execute(Ran& ran) {
     const StepPlan& plan = ran.step.plan;
     for (size_t shard = 0; shard < plan.shards.size(); ++shard) {
       for (const KvOp& op : plan.shards[shard].kv) {
         tiers_[shard].Move(op, op.block < 0 ? nullptr : cache_.Block(shard, op.block), scenario_.options.block_size);
       }
+    }
+    for (const BlockTransfer& transfer : plan.transfers) {
+      if (!transfer.streamed) Move(transfer);
+    }
+    for (size_t shard = 0; shard < plan.shards.size(); ++shard) {
       for (const BlockCopy& copy : plan.shards[shard].copies) cache_.Copy(shard, copy);
       copies_ += static_cast<int64_t>(plan.shards[shard].copies.size());
       for (const SequenceStep& sequence : plan.shards[shard].sequences) {
@@ -302,7 +319,14 @@ class Traffic {
         }
       }
     }
-    for (const ScheduledSequence& told : ran.step.sequences) Read(ran, told);
+    for (const BlockTransfer& transfer : plan.transfers) {
+      if (transfer.streamed) Move(transfer);
+    }
+    for (const ScheduledSequence& told : ran.step.sequences) {
+      const bool decodes = told.samples && !told.ends_prompt && plan.shards[told.shard].sequences[told.index].tokens.size() == 1;
+      decodes_on_[told.shard] += decodes;
+      Read(ran, told);
+    }
   }
 
   void Read(Ran& ran, const ScheduledSequence& told) {
@@ -358,6 +382,7 @@ class Traffic {
   void CheckOutcome() {
     const SchedulerStats stats = scheduler_->Stats();
     EXPECT_EQ(stats.blocks_used, 0);
+    EXPECT_EQ(stats.moved_blocks, moved_blocks_);
     EXPECT_EQ(stats.running + stats.waiting + stats.requests, 0);
     for (const auto& [id, live] : live_) {
       if (live.cancelled) continue;
@@ -383,6 +408,9 @@ class Traffic {
   std::vector<Ran> flight_;
   int submitted_ = 0;
   int64_t copies_ = 0;
+  int64_t moved_blocks_ = 0;
+  int64_t streamed_ = 0;
+  std::map<int32_t, int64_t> decodes_on_;
   int64_t accepted_drafts_ = 0;
 };
 
@@ -483,6 +511,73 @@ TEST(SchedulerProperty, LowerTiersGiveBackWhatTheyTook) {
   EXPECT_GT(sum.stored, 1000);
   EXPECT_GT(sum.fetched, 300);
   EXPECT_GT(sum.failed, 30);
+}
+
+SchedulerStats RunMoving(Scenario scenario, bool moves) {
+  scenario.options.migrate = scenario.options.fetch_prefixes = moves;
+  Traffic traffic(scenario);
+  traffic.Run();
+  return traffic.scheduler().Stats();
+}
+
+TEST(SchedulerProperty, MigrationInsteadOfPreemption) {
+  int64_t with = 0, without = 0, migrated = 0, fetched = 0;
+  for (uint64_t seed = 0; seed < 120; ++seed) {
+    const int block_size = 1 + seed % 5;
+    Scenario scenario{Options(2 + seed % 3, block_size, 90 / block_size, 24, 12), seed};
+    scenario.arrival_rate = 0.15 + 0.1 * (seed % 3);
+    scenario.in_flight = 1 + seed % 3;
+    scenario.draft_rate = seed % 2 == 0 ? 0 : 0.3;
+    scenario.options.max_imbalance = 1 + seed % 4;
+    scenario.options.prefix_caching = seed % 7 != 0;
+    if (seed % 4 == 3 && scenario.options.prefix_caching) {
+      scenario.options.kv.host_slots = 20;
+      scenario.options.kv.disk = seed % 8 == 7;
+    }
+    const SchedulerStats moving = RunMoving(scenario, true);
+    ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed;
+    const SchedulerStats staying = RunMoving(scenario, false);
+    ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed;
+    EXPECT_EQ(staying.migrated + staying.prefix_fetched + staying.moved_blocks, 0);
+    with += moving.preemptions;
+    without += staying.preemptions;
+    migrated += moving.migrated;
+    fetched += moving.prefix_fetched;
+  }
+  EXPECT_LT(with, without * 3 / 4) << without;
+  EXPECT_GT(migrated, 500);
+  EXPECT_GT(fetched, 500);
+}
+
+TEST(SchedulerProperty, PrefillShardsHandOver) {
+  int64_t handed_over = 0, streamed = 0, prefill_decodes = 0, decodes = 0;
+  for (uint64_t seed = 0; seed < 120; ++seed) {
+    const int block_size = 1 + seed % 5;
+    const bool ample = seed % 2 == 0;
+    Scenario scenario{Options(2 + seed % 3, block_size, (ample ? 8000 : 90) / block_size, 24, ample ? 200 : 12), seed};
+    scenario.options.prefill_shards = 1 + static_cast<int32_t>(seed) % (scenario.options.dp - 1);
+    scenario.options.migrate = scenario.options.fetch_prefixes = seed % 3 != 0;
+    scenario.options.stream_prefills = seed % 4 != 0;
+    scenario.options.prefix_caching = seed % 7 != 0;
+    scenario.in_flight = 1 + seed % 3;
+    scenario.draft_rate = seed % 5 == 0 ? 0.3 : 0;
+    Traffic traffic(scenario);
+    traffic.Run();
+    ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed;
+    const SchedulerStats stats = traffic.scheduler().Stats();
+    EXPECT_GT(stats.handed_over, 0);
+    handed_over += stats.handed_over;
+    streamed += traffic.streamed();
+    for (const auto& [shard, count] : traffic.decodes_on()) {
+      const bool prefills = shard < scenario.options.prefill_shards;
+      EXPECT_FALSE(ample && prefills) << count << " decoding steps on a prefill shard though others had room";
+      (prefills ? prefill_decodes : decodes) += count;
+    }
+  }
+  EXPECT_GT(handed_over, 3000);
+  EXPECT_GT(streamed, 500);
+  EXPECT_GT(decodes, 10000);
+  EXPECT_GT(prefill_decodes, 1000);      // where the others had no room
 }
 
 TEST(SchedulerProperty, ManyChoicesFewSlots) {

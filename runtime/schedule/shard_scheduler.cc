@@ -27,6 +27,10 @@ Status ValidateSchedulerOptions(const SchedulerOptions& options) {
   LM_RETURN_IF_ERROR(AtLeast("kv.ranks", options.kv.ranks, 1));
   LM_RETURN_IF_ERROR(AtLeast("kv.loads_per_step", options.kv.loads_per_step, 1));
   LM_RETURN_IF_ERROR(AtLeast("kv.fetches", options.kv.fetches, 1));
+  if (options.prefill_shards < 0 || (options.prefill_shards > 0 && options.prefill_shards >= options.dp)) {
+    return InvalidArgument(fmt::format("scheduler: prefill_shards = {} must leave one of {} shards to decode",
+                                       options.prefill_shards, options.dp));
+  }
   if (options.blocks_per_shard > INT32_MAX) {
     return InvalidArgument(fmt::format("scheduler: blocks_per_shard = {} exceeds 2^31 - 1", options.blocks_per_shard));
   }
@@ -93,6 +97,8 @@ int32_t ShardScheduler::Grow(Sequence* sequence, int32_t tokens) {
     if (missing <= 0 || pool_.Allocate(missing, sequence->blocks)) return tokens;
     if (tokens > 1) {
       tokens = 1;
+    } else if (!held_.empty()) {
+      return 0;                          // the blocks of sequences that leave are free when this plan has been made
     } else if (Sequence* victim = Victim(*sequence)) {
       Preempt(victim);
     } else {
@@ -130,7 +136,7 @@ void ShardScheduler::Remove(Sequence* sequence) {
 }
 
 int32_t ShardScheduler::slots() const {
-  int32_t slots = 0;
+  int32_t slots = static_cast<int32_t>(reserved_.size());
   for (const Sequence* sequence : running_) slots += SlotsOf(*sequence);
   return slots;
 }
@@ -159,7 +165,11 @@ ShardScheduler::Offer ShardScheduler::OfferFor(const Sequence& sequence) const {
   return {needed <= available, cached * options_.block_size};
 }
 
-void ShardScheduler::Admit(Sequence* sequence) {
+int64_t ShardScheduler::CachedTokens(const Sequence& sequence) const {
+  return cache_ ? static_cast<int64_t>(cache_->Peek(QueryFor(sequence)).size()) * options_.block_size : 0;
+}
+
+BlockTransfer ShardScheduler::Admit(Sequence* sequence, ShardScheduler* source) {
   if (cache_) sequence->blocks = cache_->Match(QueryFor(*sequence));
   sequence->registered = static_cast<int32_t>(sequence->blocks.size());
   sequence->computed = sequence->cached = sequence->registered * options_.block_size;
@@ -167,12 +177,16 @@ void ShardScheduler::Admit(Sequence* sequence) {
   LM_CHECK(pool_.Allocate(missing, sequence->blocks));
   sequence->shard = shard_;
   running_.insert(sequence);
-  if (tiers_) {
+  BlockTransfer fetched;
+  if (source != nullptr) {
+    fetched = FetchPrefix(sequence, source);
+  } else if (tiers_) {
     const int64_t loads = tiers_->CountAvailable(LoadableKeys(*sequence, sequence->registered));
     sequence->load_end = loads > 0 ? sequence->registered + static_cast<int32_t>(loads) : 0;
     Load(sequence);
   }
   if (!sequence->loading()) Give(sequence, std::min(sequence->remaining(), budget_));
+  return fetched;
 }
 
 // ---- lower tiers ----
@@ -289,6 +303,10 @@ bool ShardScheduler::Fork(const Sequence& leader, Sequence* child) {
 
 void ShardScheduler::CheckInvariants() const {
   std::map<int32_t, int32_t> counted;
+  for (int32_t block : held_) ++counted[block];
+  for (const auto& [id, place] : reserved_) {
+    for (int32_t block : place.blocks) ++counted[block];
+  }
   for (const Sequence* sequence : running_) {
     LM_CHECK(sequence->shard == shard_);
     LM_CHECK(BlocksFor(sequence->computed + sequence->scheduled) <= static_cast<int64_t>(sequence->blocks.size()));

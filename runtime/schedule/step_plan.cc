@@ -4,6 +4,7 @@
 //     sequences u32: id i64, start i32, logits_from i32, tokens u32 + i32 each, blocks u32 + i32 each
 //     moves u32: kind u8, block i32, slot i32, key u64 u64
 //     copies u32: from i32, to i32
+//   transfers u32: sequence i64, from i32, to i32, streamed u8, blocks u32: from i32, to i32
 #include "runtime/schedule/step_plan.h"
 
 #include <algorithm>
@@ -17,12 +18,13 @@ namespace latentmesh {
 namespace {
 
 constexpr uint32_t kMagic = 0x504c4d4c;   // "LMLP"
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr size_t kHeaderBytes = 24;
 constexpr size_t kSequenceBytes = 24;     // the least that a sequence, a shard and a copy take: bounds the counts
 constexpr size_t kShardBytes = 12;
 constexpr size_t kCopyBytes = 8;
 constexpr size_t kMoveBytes = 25;
+constexpr size_t kTransferBytes = 21;
 
 Status Damaged(std::string_view what) {
   return {StatusCode::kCommunication, fmt::format("step plan: {}; the ranks run different builds or the message was "
@@ -93,6 +95,14 @@ class Reader {
   bool ok_ = true;
 };
 
+void PutCopies(Writer& out, const std::vector<BlockCopy>& copies) {
+  out.PutCount(copies.size());
+  for (const BlockCopy& copy : copies) {
+    out.Put(copy.from);
+    out.Put(copy.to);
+  }
+}
+
 void PutShard(Writer& out, const ShardStep& shard) {
   out.PutCount(shard.sequences.size());
   for (const SequenceStep& sequence : shard.sequences) {
@@ -110,11 +120,34 @@ void PutShard(Writer& out, const ShardStep& shard) {
     out.Put(op.key.high);
     out.Put(op.key.low);
   }
-  out.PutCount(shard.copies.size());
-  for (const BlockCopy& copy : shard.copies) {
-    out.Put(copy.from);
-    out.Put(copy.to);
+  PutCopies(out, shard.copies);
+}
+
+void PutTransfer(Writer& out, const BlockTransfer& transfer) {
+  out.Put(transfer.sequence_id);
+  out.Put(transfer.from_shard);
+  out.Put(transfer.to_shard);
+  out.Put(static_cast<uint8_t>(transfer.streamed));
+  PutCopies(out, transfer.blocks);
+}
+
+std::vector<BlockCopy> GetCopies(Reader& in) {
+  std::vector<BlockCopy> copies(in.GetCount(kCopyBytes));
+  for (BlockCopy& copy : copies) {
+    copy.from = in.Get<int32_t>();
+    copy.to = in.Get<int32_t>();
   }
+  return copies;
+}
+
+BlockTransfer GetTransfer(Reader& in) {
+  BlockTransfer transfer;
+  transfer.sequence_id = in.Get<int64_t>();
+  transfer.from_shard = in.Get<int32_t>();
+  transfer.to_shard = in.Get<int32_t>();
+  transfer.streamed = in.Get<uint8_t>() != 0;
+  transfer.blocks = GetCopies(in);
+  return transfer;
 }
 
 ShardStep GetShard(Reader& in) {
@@ -135,11 +168,7 @@ ShardStep GetShard(Reader& in) {
     op.key.high = in.Get<uint64_t>();
     op.key.low = in.Get<uint64_t>();
   }
-  shard.copies.resize(in.GetCount(kCopyBytes));
-  for (BlockCopy& copy : shard.copies) {
-    copy.from = in.Get<int32_t>();
-    copy.to = in.Get<int32_t>();
-  }
+  shard.copies = GetCopies(in);
   return shard;
 }
 
@@ -158,12 +187,21 @@ bool Sensible(const KvOp& op) {
   return op.kind <= KvOpKind::kDrop && (no_block || op.block >= 0) && (!has_slot || op.slot >= 0);
 }
 
+bool Sensible(const std::vector<BlockCopy>& copies) {
+  return std::all_of(copies.begin(), copies.end(), [](const BlockCopy& copy) { return copy.from >= 0 && copy.to >= 0; });
+}
+
+bool Sensible(const BlockTransfer& transfer, int64_t shards) {
+  const int32_t from = transfer.from_shard, to = transfer.to_shard;
+  return from >= 0 && from < shards && to >= 0 && to < shards && from != to && !transfer.blocks.empty() &&
+         Sensible(transfer.blocks);
+}
+
 bool Sensible(const ShardStep& shard) {
   bool good = true;
   for (const KvOp& op : shard.kv) good = good && Sensible(op);
   for (const SequenceStep& sequence : shard.sequences) good = good && Sensible(sequence);
-  for (const BlockCopy& copy : shard.copies) good = good && copy.from >= 0 && copy.to >= 0;
-  return good;
+  return good && Sensible(shard.copies);
 }
 
 Result<StepPlan> ParsePayload(std::string_view payload) {
@@ -179,6 +217,14 @@ Result<StepPlan> ParsePayload(std::string_view payload) {
     shard = GetShard(in);
     if (!in.ok()) return Damaged("a count exceeds the message");
     if (!Sensible(shard)) return Damaged(fmt::format("step {} has a sequence, move or copy out of range", plan.step));
+  }
+  plan.transfers.resize(in.GetCount(kTransferBytes));
+  for (BlockTransfer& transfer : plan.transfers) {
+    transfer = GetTransfer(in);
+    if (!in.ok()) return Damaged("a count exceeds the message");
+    if (!Sensible(transfer, static_cast<int64_t>(plan.shards.size()))) {
+      return Damaged(fmt::format("step {} has a transfer between shards out of range", plan.step));
+    }
   }
   if (!in.at_end()) return Damaged("length and content disagree");
   return plan;
@@ -216,6 +262,8 @@ std::string SerializePlan(const StepPlan& plan) {
   body.Put(static_cast<uint8_t>(plan.kv_report));
   body.PutCount(plan.shards.size());
   for (const ShardStep& shard : plan.shards) PutShard(body, shard);
+  body.PutCount(plan.transfers.size());
+  for (const BlockTransfer& transfer : plan.transfers) PutTransfer(body, transfer);
   return SealPlan(body.Take());
 }
 

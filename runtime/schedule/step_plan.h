@@ -26,6 +26,17 @@ struct BlockCopy {
   int32_t to = 0;
 };
 
+// Cache blocks that go from one dp rank to another: every rank of the one sends its part (its layers, its tokens) to the
+// rank of the same stage and tp index of the other. The scheduler reuses neither end in the same plan.
+struct BlockTransfer {
+  int64_t sequence_id = 0;
+  int32_t from_shard = 0;
+  int32_t to_shard = 0;
+  // True: each layer's part goes when the layer has computed it, in the step itself; else all before the step.
+  bool streamed = false;
+  std::vector<BlockCopy> blocks;     // from: of from_shard, to: of to_shard; at least one
+};
+
 // The share of one dp rank (all its tp ranks and pp stages).
 struct ShardStep {
   std::vector<SequenceStep> sequences;
@@ -38,7 +49,7 @@ struct ShardStep {
 enum class StepKind : uint8_t {
   kRun,        // all ranks run the model, also those without tokens
   kShutdown,   // leave the loop
-  kTransfer,   // only the moves between tiers
+  kTransfer,   // only the moves between tiers and shards
 };
 
 struct StepPlan {
@@ -46,6 +57,7 @@ struct StepPlan {
   int64_t step = 0;
   bool kv_report = false;            // all ranks tell rank 0 after the step what became of stores and fetches
   std::vector<ShardStep> shards;     // [dp]
+  std::vector<BlockTransfer> transfers;   // in this order on all ranks, after all moves between tiers
 };
 
 std::string SerializePlan(const StepPlan& plan);

@@ -29,6 +29,11 @@ StepPlan RandomPlan(uint64_t seed) {
     }
     for (int i = pick(3); i > 0; --i) shard.copies.push_back({pick(1 << 30), pick(1 << 30)});
   }
+  for (int i = plan.shards.size() < 2 ? 0 : pick(3); i > 0; --i) {
+    BlockTransfer transfer{static_cast<int64_t>(random()), 0, static_cast<int32_t>(plan.shards.size()) - 1, pick(1) == 1, {}};
+    for (int j = pick(4); j >= 0; --j) transfer.blocks.push_back({pick(1 << 30), pick(1 << 30)});
+    plan.transfers.push_back(transfer);
+  }
   return plan;
 }
 
@@ -59,6 +64,19 @@ void ExpectSame(const StepPlan& a, const StepPlan& b) {
   }
 }
 
+void ExpectSameTransfers(const StepPlan& a, const StepPlan& b) {
+  ASSERT_EQ(a.transfers.size(), b.transfers.size());
+  for (size_t i = 0; i < a.transfers.size(); ++i) {
+    const BlockTransfer &x = a.transfers[i], &y = b.transfers[i];
+    EXPECT_EQ(std::tie(x.sequence_id, x.from_shard, x.to_shard, x.streamed),
+              std::tie(y.sequence_id, y.from_shard, y.to_shard, y.streamed));
+    ASSERT_EQ(x.blocks.size(), y.blocks.size());
+    for (size_t j = 0; j < x.blocks.size(); ++j) {
+      EXPECT_EQ(std::tie(x.blocks[j].from, x.blocks[j].to), std::tie(y.blocks[j].from, y.blocks[j].to));
+    }
+  }
+}
+
 void ExpectDamaged(const std::string& bytes) {
   const auto parsed = ParsePlan(bytes);
   ASSERT_FALSE(parsed.ok());
@@ -85,6 +103,7 @@ TEST(StepPlan, RoundTrip) {
     const auto parsed = ParsePlan(SerializePlan(plan));
     ASSERT_TRUE(parsed.ok()) << parsed.status().message();
     ExpectSame(plan, *parsed);
+    ExpectSameTransfers(plan, *parsed);
   }
 }
 
@@ -123,6 +142,20 @@ TEST(StepPlan, ImpossibleContentIsRefused) {
   ExpectDamaged(spoiled([](StepPlan&, SequenceStep& s) { s.logits_from = 3; }));
   ExpectDamaged(spoiled([](StepPlan&, SequenceStep& s) { s.logits_from = -1; }));
   ExpectDamaged(spoiled([](StepPlan& p, SequenceStep&) { p.shards[0].copies = {{-1, 0}}; }));
+  EXPECT_TRUE(ParsePlan(spoiled([](StepPlan& p, SequenceStep&) {
+    p.shards.resize(2);
+    p.transfers = {{1, 0, 1, false, {{0, 0}}}};
+  })).ok());
+  ExpectDamaged(spoiled([](StepPlan& p, SequenceStep&) { p.transfers = {{1, 0, 1, false, {{0, 0}}}}; }));   // one shard
+  ExpectDamaged(spoiled([](StepPlan& p, SequenceStep&) { p.transfers = {{1, 0, 0, false, {{0, 0}}}}; }));
+  ExpectDamaged(spoiled([](StepPlan& p, SequenceStep&) {
+    p.shards.resize(2);
+    p.transfers = {{1, 0, 1, false, {}}};
+  }));
+  ExpectDamaged(spoiled([](StepPlan& p, SequenceStep&) {
+    p.shards.resize(2);
+    p.transfers = {{1, 0, 1, false, {{0, -1}}}};
+  }));
   ExpectDamaged(spoiled([](StepPlan& p, SequenceStep&) { p.kind = static_cast<StepKind>(9); }));
 }
 
