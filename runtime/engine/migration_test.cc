@@ -1,0 +1,182 @@
+// Sequences, prefixes and finished prompts move between dp ranks: the tokens stay those of ranks that keep to themselves, on
+// every layout. Ranks are threads.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "runtime/engine/local_job_for_test.h"
+
+namespace latentmesh {
+namespace {
+
+EngineOptions Options() {
+  EngineOptions options;
+  options.model = "tests/golden/v3-tiny";
+  options.device = "cpu";
+  options.threads = 1;
+  options.max_batch_tokens = 32;
+  options.max_seqs = 8;
+  options.max_model_len = 96;
+  options.block_size = 4;
+  return options;
+}
+
+// Blocks of the rank with most layers: v3-tiny has 3, latent 32, rope 8.
+uint64_t Blocks(const ParallelConfig& layout, int blocks) {
+  return static_cast<uint64_t>(layout.pp == 1 ? 3 : 2) * blocks * 4 * 40 * sizeof(float);
+}
+
+struct Job {
+  std::vector<int32_t> prompt;
+  int max_tokens = 8;
+  bool greedy = true;
+  int n = 1;
+  bool first_alone = false;                // runs to its end before the others are submitted
+};
+
+struct Outcome {
+  std::vector<std::vector<std::vector<int32_t>>> outputs;   // [job][choice]
+  EngineStats stats;
+};
+
+Request RequestOf(const Job& job, size_t index, Outcome& outcome) {
+  Request request;
+  request.id = std::to_string(index);
+  request.prompt_ids = job.prompt;
+  request.sampling.temperature = job.greedy ? 0 : 1;
+  request.sampling.seed = 1000 + index;
+  request.sampling.max_tokens = job.max_tokens;
+  request.sampling.n = job.n;
+  request.sampling.ignore_eos = true;
+  outcome.outputs[index].resize(static_cast<size_t>(job.n));
+  request.on_output = [&outcome, index](const RequestOutput& output) {
+    for (const ChoiceDelta& c : output.choices) {
+      auto& ids = outcome.outputs[index][static_cast<size_t>(c.index)];
+      ids.insert(ids.end(), c.token_ids.begin(), c.token_ids.end());
+    }
+  };
+  return request;
+}
+
+Outcome Serve(const ParallelConfig& layout, const EngineOptions& options, const std::vector<Job>& jobs) {
+  Outcome outcome;
+  outcome.outputs.resize(jobs.size());
+  Status status = RunOnThreads(layout, options, [&](Engine& engine) {
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      LM_RETURN_IF_ERROR(engine.Submit(RequestOf(jobs[i], i, outcome)));
+      if (jobs[i].first_alone) engine.RunUntilIdle();
+    }
+    engine.RunUntilIdle();
+    outcome.stats = engine.Stats();
+    return Status::Ok();
+  });
+  EXPECT_TRUE(status.ok()) << status.message();
+  return outcome;
+}
+
+std::vector<int32_t> Prompt(int which, int tokens) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < tokens; ++i) ids.push_back((which * 37 + i * 11 + i * i * which) % 200 + 1);
+  return ids;
+}
+
+// Every second request is long: they gather on one dp rank.
+std::vector<Job> UnevenJobs() {
+  std::vector<Job> jobs;
+  for (int i = 0; i < 10; ++i) jobs.push_back({Prompt(i + 1, 9 + i), i % 2 == 0 ? 6 : 40, i % 4 < 2});
+  return jobs;
+}
+
+std::string NameOf(const testing::TestParamInfo<ParallelConfig>& info) {
+  const ParallelConfig& l = info.param;
+  return "tp" + std::to_string(l.tp) + "dp" + std::to_string(l.dp) + "pp" + std::to_string(l.pp) + "cp" + std::to_string(l.cp);
+}
+
+class MigrationTest : public testing::TestWithParam<ParallelConfig> {};
+INSTANTIATE_TEST_SUITE_P(Layouts, MigrationTest,
+                         testing::Values(ParallelConfig{1, 2, 1, 1}, ParallelConfig{2, 2, 1, 1}, ParallelConfig{1, 2, 2, 1},
+                                         ParallelConfig{2, 2, 1, 2}),
+                         NameOf);
+
+TEST_P(MigrationTest, MovesInsteadOfPreempting) {
+  EngineOptions options = Options();
+  options.kv_memory = Blocks(GetParam(), GetParam().cp == 1 ? 30 : 15);
+  options.max_model_len = 64;
+  options.migration = false;
+  const Outcome staying = Serve(GetParam(), options, UnevenJobs());
+  EXPECT_EQ(staying.stats.moved_blocks, 0);
+  EXPECT_GT(staying.stats.preemptions, 0);
+  options.migration = true;
+  const Outcome moving = Serve(GetParam(), options, UnevenJobs());
+  EXPECT_EQ(moving.outputs, staying.outputs);
+  EXPECT_GT(moving.stats.migrated_sequences, 0);
+  EXPECT_GT(moving.stats.moved_blocks, 0);
+  EXPECT_LT(moving.stats.preemptions, staying.stats.preemptions);
+}
+
+TEST_P(MigrationTest, PrefixesAreCopiedFromTheRankThatHasThem) {
+  std::vector<Job> jobs;
+  for (int i = 0; i < 14; ++i) {
+    std::vector<int32_t> prompt = Prompt(3, 48);
+    prompt.push_back(i + 1);
+    jobs.push_back({prompt, 6, i % 2 == 0, 1, i == 0});
+  }
+  EngineOptions options = Options();
+  options.migration = false;
+  const Outcome staying = Serve(GetParam(), options, jobs);
+  options.migration = true;
+  const Outcome moving = Serve(GetParam(), options, jobs);
+  EXPECT_EQ(moving.outputs, staying.outputs);
+  EXPECT_EQ(staying.stats.prefix_fetched, 0);
+  EXPECT_GE(moving.stats.prefix_fetched, 48);
+  EXPECT_EQ(moving.stats.prefix_fetched % 48, 0);
+  EXPECT_GT(moving.stats.prefix_hits, staying.stats.prefix_hits);
+}
+
+TEST_P(MigrationTest, PrefillRanksHandOver) {
+  std::vector<Job> jobs = UnevenJobs();
+  jobs.push_back({Prompt(20, 70), 12, false, 3});          // three steps of prompt, three choices
+  jobs.push_back({Prompt(21, 5), 1});                      // ends with its first token: stays
+  EngineOptions options = Options();
+  options.migration = false;
+  const Outcome whole = Serve(GetParam(), options, jobs);
+  EXPECT_EQ(whole.stats.handed_over_sequences, 0);
+  options.prefill_ranks = 1;
+  for (bool migration : {false, true}) {
+    options.migration = migration;
+    const Outcome split = Serve(GetParam(), options, jobs);
+    EXPECT_EQ(split.outputs, whole.outputs);
+    EXPECT_GE(split.stats.handed_over_sequences, 8);       // one decoding rank has 8 places; who finds none stays
+    EXPECT_GT(split.stats.moved_blocks, 0);
+  }
+}
+
+TEST_P(MigrationTest, DraftLayersCacheMovesAlong) {
+  EngineOptions options = Options();
+  options.model = "launch/demo";
+  options.migration = false;
+  const Outcome staying = Serve(GetParam(), options, UnevenJobs());
+  options.migration = true;
+  options.speculative = "mtp";
+  options.speculative_tokens = 2;
+  options.prefill_ranks = 1;
+  const Outcome moving = Serve(GetParam(), options, UnevenJobs());
+  EXPECT_EQ(moving.outputs, staying.outputs);
+  EXPECT_GT(moving.stats.handed_over_sequences, 0);
+  EXPECT_GT(moving.stats.accepted_tokens, 0);
+}
+
+TEST(PrefillRanks, ImpossibleNumbersAreRefused) {
+  const auto refusal = [](int dp, int prefill_ranks) {
+    EngineOptions options = Options();
+    options.prefill_ranks = prefill_ranks;
+    const Status status = RunOnThreads({1, dp, 1, 1}, options, [](Engine&) { return Status::Ok(); });
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    return status.message();
+  };
+  EXPECT_THAT(refusal(2, 2), testing::HasSubstr("--prefill-ranks 2: of 2 dp ranks at least one must be left to decode"));
+  EXPECT_THAT(refusal(2, -1), testing::HasSubstr("--prefill-ranks -1"));
+  EXPECT_THAT(refusal(1, 1), testing::HasSubstr("has one dp rank"));
+}
+
+}  // namespace
+}  // namespace latentmesh
