@@ -37,6 +37,13 @@ std::string TierReport(const EngineStats& stats) {
                      stats.prefix_hits, stats.prefix_queries);
 }
 
+std::string MoveReport(const EngineStats& stats) {
+  if (stats.moved_blocks == 0) return "";
+  return fmt::format("moves between dp ranks: {} blocks; {} sequences migrated, {} handed over by prefill ranks, {} prompt "
+                     "tokens copied\n", stats.moved_blocks, stats.migrated_sequences, stats.handed_over_sequences,
+                     stats.prefix_fetched);
+}
+
 std::string CacheReport(const ModelConfig& config, const std::string& kv_dtype) {
   auto costs = CompareCacheCost(config, ElementBytes(kv_dtype));
   auto own = static_cast<double>(costs.front().bytes_per_token);

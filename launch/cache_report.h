@@ -25,6 +25,8 @@ std::vector<CacheCost> CompareCacheCost(const ModelConfig& config, int64_t eleme
 std::string CacheReport(const ModelConfig& config, const std::string& kv_dtype);
 // "cache tiers: ...\n": blocks written to host memory and disk and read back; empty when there was none.
 std::string TierReport(const EngineStats& stats);
+// What moved between dp ranks, one line; empty where nothing did.
+std::string MoveReport(const EngineStats& stats);
 int64_t ElementBytes(const std::string& kv_dtype);     // of "f32" or "bf16"
 
 }  // namespace latentmesh

@@ -136,7 +136,8 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
 
 void GenerateCommand::Report(const Runtime& runtime, const Engine& engine, double seconds) const {
   std::string text = SpeedReport(answers_, seconds) + "\n" + DraftReport(DraftsBetween({}, engine.Stats())) +
-                     TierReport(engine.Stats()) + TrafficText(TrafficBetween(traffic_before_, engine.Traffic()), runtime) +
+                     TierReport(engine.Stats()) + MoveReport(engine.Stats()) +
+                     TrafficText(TrafficBetween(traffic_before_, engine.Traffic()), runtime) +
                      CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), format_ == "text" ? stdout : stderr);
 }

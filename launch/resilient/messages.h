@@ -117,6 +117,7 @@ template <typename Io, typename M>
 void Fields(Io& io, M& m) {
   io(m.running, m.waiting, m.cache_usage, m.steps, m.seconds_since_active, m.prompt_tokens, m.generated_tokens);
   io(m.preemptions, m.prefix_queries, m.prefix_hits, m.draft_tokens, m.accepted_tokens, m.verified_steps);
+  io(m.prefix_fetched, m.migrated_sequences, m.handed_over_sequences, m.moved_blocks);
   io(m.expert_load, m.expert_layers, m.expert_ranks, m.expert_rank_load, m.expert_max_over_mean);
   io(m.expert_contiguous_max_over_mean, m.expert_layers_moved, m.experts_sent);
 }

@@ -31,7 +31,8 @@ std::string NewToken() {
 void AddCounters(EngineStats& sum, const EngineStats& stats) {
   for (int64_t EngineStats::* counter :
        {&EngineStats::steps, &EngineStats::prompt_tokens, &EngineStats::generated_tokens, &EngineStats::preemptions,
-        &EngineStats::prefix_queries, &EngineStats::prefix_hits, &EngineStats::draft_tokens, &EngineStats::accepted_tokens,
+        &EngineStats::prefix_queries, &EngineStats::prefix_hits, &EngineStats::prefix_fetched,
+        &EngineStats::migrated_sequences, &EngineStats::handed_over_sequences, &EngineStats::moved_blocks, &EngineStats::draft_tokens, &EngineStats::accepted_tokens,
         &EngineStats::verified_steps, &EngineStats::expert_layers_moved, &EngineStats::experts_sent})
     sum.*counter += stats.*counter;
 }

@@ -206,7 +206,8 @@ TEST_F(ServeTest, InformationEndpoints) {
   std::string metrics = client.Get("/metrics").body;
   for (const char* name : {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens_total",
                            "generation_tokens_total 5", "prefix_cache_queries_total", "prefix_cache_hits_total",
-                           "num_preemptions_total", "spec_decode_num_drafts_total 3",
+                           "prefix_cache_fetched_tokens_total", "migrated_sequences_total", "handed_over_sequences_total",
+                           "moved_blocks_total", "num_preemptions_total", "spec_decode_num_drafts_total 3",
                            "spec_decode_num_draft_tokens_total 6", "spec_decode_num_accepted_tokens_total 4",
                            "request_success_total{finished_reason=\"length\"} 1",
                            "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_count 4",
