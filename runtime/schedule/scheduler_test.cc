@@ -62,6 +62,15 @@ TEST(Scheduler, OptionsAreValidated) {
   EXPECT_NE(made.status().message().find("max_seqs = 0"), std::string::npos);
 }
 
+TEST(Scheduler, SomeShardMustDecode) {
+  SchedulerOptions options = Small();
+  options.dp = 2;
+  options.prefill_shards = 2;
+  EXPECT_FALSE(Scheduler::Create(options).ok());
+  options.prefill_shards = 1;
+  EXPECT_TRUE(Scheduler::Create(options).ok());
+}
+
 TEST(Scheduler, RefusesWhatNeverFitsWithTheNumbers) {
   auto scheduler = Make(Small());
   const Status longer = scheduler->AddRequest(Spec(1, 60, 5));
@@ -282,6 +291,92 @@ TEST(Scheduler, AcceptedDraftsStayAndRejectedBlocksReturn) {
   step = Step(*scheduler);
   EXPECT_EQ(step.plan.shards[0].sequences[0].start, 6);
   EXPECT_EQ(step.plan.shards[0].sequences[0].tokens, std::vector<int32_t>{99});
+}
+
+// Two shards, requests 0 and 2 on the first, 1 and 3 on the second.
+TEST(Scheduler, TheYoungestLeavesAShardWithoutBlocks) {
+  SchedulerOptions options = Small();
+  options.dp = 2;
+  options.blocks_per_shard = 8;
+  options.migrate = true;
+  const auto scheduler = Make(options);
+  for (int64_t id : {0, 1, 2, 3}) ASSERT_TRUE(scheduler->AddRequest(Spec(id, 4, id % 2 == 0 ? 16 : 3)).ok());
+  int64_t moved = 0;
+  while (scheduler->HasWork()) {
+    const ScheduledStep step = Step(*scheduler);
+    for (const BlockTransfer& transfer : step.plan.transfers) {
+      EXPECT_EQ(transfer.from_shard, 0);
+      EXPECT_EQ(transfer.to_shard, 1);
+      EXPECT_EQ(transfer.sequence_id, 2);
+      EXPECT_FALSE(transfer.streamed);
+      moved += static_cast<int64_t>(transfer.blocks.size());
+      bool computed = false;             // it goes on in the very step
+      for (const SequenceStep& entry : step.plan.shards[1].sequences) {
+        computed = computed || (entry.sequence_id == 2 && entry.blocks[0] == transfer.blocks[0].to);
+      }
+      EXPECT_TRUE(computed);
+    }
+  }
+  EXPECT_EQ(scheduler->Stats().migrated, 1);
+  EXPECT_EQ(scheduler->Stats().moved_blocks, moved);
+  EXPECT_EQ(scheduler->Stats().preemptions, 0);
+}
+
+TEST(Scheduler, APrefixIsCopiedFromTheThresholdOn) {
+  SchedulerOptions options = Small();
+  options.dp = 2;
+  options.max_imbalance = 1;
+  options.fetch_prefixes = true;
+  for (int64_t threshold : {0, 8, 9}) {
+    const auto scheduler = Make(options);
+    scheduler->SetFetchThreshold(threshold);
+    for (int64_t id : {1, 2, 3, 4}) {    // the prefix is on the shard of the first; the third has to go elsewhere
+      RequestSpec spec = Spec(7, 10);
+      spec.id = id;
+      ASSERT_TRUE(scheduler->AddRequest(spec).ok());
+      for (int i = 0; i < 2; ++i) Step(*scheduler);
+    }
+    const int64_t want = threshold <= 8 ? 8 : 0;
+    EXPECT_EQ(scheduler->Stats().prefix_fetched, want) << threshold;
+    EXPECT_EQ(scheduler->Stats().moved_blocks, want / 4);
+  }
+}
+
+TEST(Scheduler, APrefillShardStreamsTheFinishedPrompt) {
+  SchedulerOptions options = Small();
+  options.dp = 2;
+  options.prefill_shards = 1;
+  const auto scheduler = Make(options);
+  ASSERT_TRUE(scheduler->AddRequest(Spec(1, 13)).ok());
+  EXPECT_TRUE(Step(*scheduler).plan.transfers.empty());                // 8 tokens
+  const ScheduledStep last = Step(*scheduler);                         // 5 tokens, and all four blocks leave
+  ASSERT_EQ(last.plan.transfers.size(), 1u);
+  EXPECT_TRUE(last.plan.transfers[0].streamed);
+  EXPECT_EQ(last.plan.transfers[0].blocks.size(), 4u);
+  EXPECT_EQ(last.sequences.at(0).shard, 0);
+  const ScheduledStep next = Step(*scheduler);
+  EXPECT_TRUE(next.plan.transfers.empty());
+  EXPECT_EQ(next.sequences.at(0).shard, 1);
+  EXPECT_EQ(next.plan.shards[1].sequences.at(0).blocks[0], last.plan.transfers[0].blocks[0].to);
+  EXPECT_EQ(scheduler->Stats().handed_over, 1);
+}
+
+// Cancelled in its last prompt step, ended by its first token: what was reserved is free again.
+TEST(Scheduler, ReservedBlocksReturn) {
+  SchedulerOptions options = Small();
+  options.dp = 2;
+  options.prefill_shards = 1;
+  const auto scheduler = Make(options);
+  ASSERT_TRUE(scheduler->AddRequest(Spec(1, 5)).ok());
+  const ScheduledStep step = scheduler->Schedule();
+  scheduler->Cancel(1);
+  scheduler->Commit(step.plan.step, {});
+  scheduler->CheckInvariants();
+  EXPECT_EQ(scheduler->Stats().blocks_used, 0);
+  ASSERT_TRUE(scheduler->AddRequest(Spec(2, 5)).ok());
+  EXPECT_EQ(Step(*scheduler, 5, true).plan.transfers.size(), 1u);
+  EXPECT_EQ(scheduler->Stats().blocks_used, 0);
+  EXPECT_EQ(scheduler->Stats().handed_over, 0);
 }
 
 TEST(Scheduler, DraftsNeverExceedMaxTokens) {
