@@ -1,7 +1,7 @@
 // Times the CPU operations at the shapes of two models and sets them against what this machine can do: its read
 // bandwidth and its multiply-add peak, measured first, by the same threads. Each result is checked before it is timed.
 //
-//   ops_bench [--threads N] [--isa NAME] [--filter TEXT] [--seconds S] [--clock wall|cpu]
+//   ops_bench [--threads N] [--isa NAME|all] [--filter TEXT] [--seconds S] [--clock wall|cpu]
 //
 // --clock cpu counts this thread's own time: for one thread on a machine that others use at the same time.
 //
@@ -412,13 +412,16 @@ bool ParseOptions(int argc, char** argv, Options& options) {
   return argc % 2 == 1;
 }
 
-bool ForceKernels(const std::string& name) {
+// The tables to measure: the best of this machine (no name), one by name, or all of them. Empty: there is none so named.
+std::vector<const KernelTable*> ChosenKernels(const std::string& name) {
   int count;
   const KernelTable* const* tables = RunnableKernels(&count);
-  for (int i = 0; i < count && !name.empty(); ++i) {
-    if (name == tables[i]->name) return SetKernels(tables[i]), true;
+  std::vector<const KernelTable*> chosen;
+  for (int i = 0; i < count; ++i) {
+    if (name == "all" || name == tables[i]->name) chosen.push_back(tables[i]);
   }
-  return name.empty();
+  if (name.empty()) chosen.push_back(tables[count - 1]);
+  return chosen;
 }
 
 }  // namespace
@@ -426,11 +429,18 @@ bool ForceKernels(const std::string& name) {
 
 int main(int argc, char** argv) {
   latentmesh::Options options;
-  if (!latentmesh::ParseOptions(argc, argv, options) || !latentmesh::ForceKernels(options.isa)) {
+  const bool parsed = latentmesh::ParseOptions(argc, argv, options);
+  const auto tables = latentmesh::ChosenKernels(options.isa);
+  if (!parsed || tables.empty()) {
     std::fprintf(stderr,
-                 "usage: ops_bench [--threads N] [--isa portable|avx2|avxvnni|avx512] [--filter TEXT] [--seconds S] [--clock "
-                 "wall|cpu]\n");
+                 "usage: ops_bench [--threads N] [--isa all|portable|avx2|avxvnni|avx512] [--filter TEXT] [--seconds S] "
+                 "[--clock wall|cpu]\n");
     return 2;
   }
-  return latentmesh::Bench(options).Run();
+  int failed = 0;
+  for (const latentmesh::KernelTable* table : tables) {
+    latentmesh::SetKernels(table);
+    failed |= latentmesh::Bench(options).Run();
+  }
+  return failed;
 }
