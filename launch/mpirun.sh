@@ -41,7 +41,8 @@ host_list() {
 crowded() { [ -z "$HOSTS" ] && [ -z "${SLURM_JOB_ID:-}" ] && [ "$RANKS" -gt "$(nproc)" ]; }
 
 options_of_open_mpi() {
-  options=(--quiet -n "$RANKS" -x LATENTMESH_JOB_FOLDER)
+  options=(-n "$RANKS" -x LATENTMESH_JOB_FOLDER)
+  if [ "$1" -lt 5 ]; then options+=(--quiet); fi
   if [ "$(id -u)" = 0 ]; then options+=(--allow-run-as-root); fi
   if [ -n "$HOSTS" ]; then options+=(--host "$(host_list "${RANKS_PER_NODE:-$(((RANKS + hosts - 1) / hosts))}")"); fi
   if [ -n "$RANKS_PER_NODE" ]; then options+=(--map-by "ppr:$RANKS_PER_NODE:node"); fi
@@ -84,10 +85,11 @@ end_after_failure() {
 hosts=$(wc -w <<< "${HOSTS//,/ }")
 if [ -z "$RANKS" ] && [ -n "$RANKS_PER_NODE" ] && [ "$hosts" -gt 0 ]; then RANKS=$((hosts * RANKS_PER_NODE)); fi
 RANKS=${RANKS:-$(default_ranks)}
+hydra=
 version=$("$MPIRUN" --version 2>&1 | head -5)
 case $version in
   *"Open MPI"*) options_of_open_mpi "$(sed -n 's/.*Open MPI[^0-9]*\([0-9]*\).*/\1/p' <<< "$version" | head -1)" ;;
-  *HYDRA*|*Hydra*|*hydra*|*Intel*) options_of_hydra ;;
+  *HYDRA*|*Hydra*|*hydra*|*Intel*) options_of_hydra; hydra=yes ;;
   *) die "MPIRUN=$MPIRUN is neither Open MPI nor Hydra (MPICH, MVAPICH, Intel MPI): $version" ;;
 esac
 
@@ -107,5 +109,8 @@ while :; do
   kill -0 "$job" 2> /dev/null || break
 done
 kill "$watch" 2> /dev/null
-if [ "$code" = 137 ] && [ -s "$LATENTMESH_JOB_FOLDER/failed" ]; then code=$(cat "$LATENTMESH_JOB_FOLDER/failed"); fi
+# Hydra joins the ranks' codes bit by bit; what the first failed rank of this host ended with is the cause.
+if { [ "$code" = 137 ] || { [ "$code" != 0 ] && [ -n "$hydra" ]; }; } && [ -s "$LATENTMESH_JOB_FOLDER/failed" ]; then
+  code=$(cat "$LATENTMESH_JOB_FOLDER/failed")
+fi
 exit "$code"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
+#include <iterator>
 
 #include "launch/plan_report.h"
 #include "launch/svg.h"
@@ -22,6 +23,7 @@ json::object MemoryJson(const MemoryPlan& m) {
           {"cache", m.cache},
           {"activations", m.activations},
           {"communication", m.communication},
+          {"workspace", m.workspace},
           {"total", m.total()},
           {"available", m.available},
           {"cache_blocks", m.cache_blocks},
@@ -117,12 +119,12 @@ std::string MemoryChart(const PlanAnswer& a) {
                  .stacked = true,
                  .limit = static_cast<double>(a.question.request.hardware.memory) / 1e9,
                  .limit_label = "memory"};
-  chart.series = {{"weights", {}}, {"activations", {}}, {"communication", {}}, {"latent cache", {}}};
+  chart.series = {{"weights", {}}, {"activations", {}}, {"communication", {}}, {"workspace", {}}, {"latent cache", {}}};
   for (size_t i = 0; i < Shown(a); ++i) {
     const MemoryPlan& m = a.plans[i].memory();
     chart.categories.push_back(ToString(a.plans[i].layout) + (a.plans[i].fits ? "" : " (too much)"));
-    uint64_t parts[] = {m.weights, m.activations, m.communication, m.cache};
-    for (size_t s = 0; s < 4; ++s) chart.series[s].values.push_back(static_cast<double>(parts[s]) / 1e9);
+    uint64_t parts[] = {m.weights, m.activations, m.communication, m.workspace, m.cache};
+    for (size_t s = 0; s < std::size(parts); ++s) chart.series[s].values.push_back(static_cast<double>(parts[s]) / 1e9);
   }
   return RenderSvg(chart);
 }

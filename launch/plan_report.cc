@@ -62,17 +62,17 @@ std::string CacheLines(const PlanAnswer& a) {
 
 std::string MemoryTable(const PlanAnswer& a) {
   std::vector<std::vector<std::string>> rows = {{"", "layout", "weights", "cache", "activations", "communication",
-                                                 "left over", "tokens cached", "largest batch"}};
+                                                 "workspace", "left over", "tokens cached", "largest batch"}};
   for (size_t i = 0; i < a.plans.size() && i < static_cast<size_t>(a.top) && a.plans[i].fits; ++i) {
     const LayoutPlan& p = a.plans[i];
     const MemoryPlan& m = p.memory();
     double left = static_cast<double>(m.available) - static_cast<double>(m.total());
     rows.push_back({std::to_string(i + 1), ToString(p.layout), Size(static_cast<double>(m.weights)),
                     Size(static_cast<double>(m.cache)), Size(static_cast<double>(m.activations)),
-                    Size(static_cast<double>(m.communication)), Size(left),
+                    Size(static_cast<double>(m.communication)), Size(static_cast<double>(m.workspace)), Size(left),
                     std::to_string(p.cached_tokens * p.layout.dp), std::to_string(p.largest_batch)});
   }
-  return "\nmemory of the fullest rank; left over: for graphs, libraries and fragmentation\n" + FormatTable(rows);
+  return "\nmemory of the fullest rank; workspace: of kernels and graphs; left over: for libraries and fragmentation\n" + FormatTable(rows);
 }
 
 std::string RateTable(const PlanAnswer& a) {

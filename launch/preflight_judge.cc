@@ -35,6 +35,7 @@ class Judgement {
 
   Verdict Run() {
     Versions();
+    FindSharedCores();
     Rates("reads weights at", &RankProbe::memory_bandwidth, [](double rate) { return FormatSize(rate) + "/s"; });
     Rates("multiplies at", &RankProbe::flops, [](double rate) { return fmt::format("{:.3g} GFLOP/s", rate / 1e9); });
     Rates("reads the checkpoint at", &RankProbe::file_bandwidth, [](double rate) { return FormatSize(rate) + "/s"; });
@@ -78,6 +79,11 @@ class Judgement {
     std::map<int, int> all, bad;
     for (const LinkProbe& link : links) {
       bool is_slow = link.bandwidth * bounds_.slow_factor < usual[link.same_host];
+      // Ranks that take turns on a core wait for each other now and then: that is no fault of the link.
+      if (is_slow && link.same_host && Shared(link)) {
+        v_.notes.push_back(LinkText(link, usual[1]) + "; its ranks share cores");
+        continue;
+      }
       if (is_slow) slow.push_back(link);
       for (int rank : {link.from, link.to}) all[rank] += 1, bad[rank] += is_slow;
     }
@@ -91,10 +97,17 @@ class Judgement {
     for (const LinkProbe& link : slow) {
       if (slow_.count(link.from) > 0 || slow_.count(link.to) > 0) continue;
       v_.slow_links.push_back(link);
-      v_.problems.push_back(fmt::format("the link from {} to {} is slow: {}/s, usual are {}/s",
-                                        Name(probes_, link.from), Name(probes_, link.to), FormatSize(link.bandwidth),
-                                        FormatSize(usual[link.same_host])));
+      v_.problems.push_back(LinkText(link, usual[link.same_host]));
     }
+  }
+
+  std::string LinkText(const LinkProbe& link, double usual) const {
+    return fmt::format("the link from {} to {} is slow: {}/s, usual are {}/s", Name(probes_, link.from),
+                       Name(probes_, link.to), FormatSize(link.bandwidth), FormatSize(usual));
+  }
+
+  bool Shared(const LinkProbe& link) const {
+    return shared_hosts_.count(probes_[static_cast<size_t>(link.from)].host) > 0;
   }
 
   // Of two ranks that share slow links the one with the larger share of slow ones is to blame.
@@ -108,17 +121,21 @@ class Judgement {
   }
 
   // Ranks of one host that may run on the same cores slow each other down.
-  void Cores() {
-    std::map<std::string, std::pair<int, std::set<int>>> hosts;
+  void FindSharedCores() {
     for (const RankProbe& probe : probes_) {
-      hosts[probe.host].first += 1;
-      hosts[probe.host].second.insert(probe.cores.begin(), probe.cores.end());
+      hosts_[probe.host].first += 1;
+      hosts_[probe.host].second.insert(probe.cores.begin(), probe.cores.end());
     }
-    for (const auto& [host, use] : hosts)
-      if (use.first > static_cast<int>(use.second.size()) && !use.second.empty())
-        v_.notes.push_back(fmt::format("{}: {} ranks share {} cores", host, use.first, use.second.size()));
+    for (const auto& [host, use] : hosts_)
+      if (use.first > static_cast<int>(use.second.size()) && !use.second.empty()) shared_hosts_.insert(host);
+  }
+
+  void Cores() {
+    for (const std::string& host : shared_hosts_)
+      v_.notes.push_back(
+          fmt::format("{}: {} ranks share {} cores", host, hosts_[host].first, hosts_[host].second.size()));
     for (const RankProbe& probe : probes_)
-      if (probe.numa_nodes.size() > 1 && hosts[probe.host].first > 1) {
+      if (probe.numa_nodes.size() > 1 && hosts_[probe.host].first > 1) {
         v_.notes.push_back(
             fmt::format("{} may run on {} NUMA nodes: bind ranks (mpirun --map-by numa --bind-to core, srun "
                         "--cpu-bind=cores)",
@@ -168,6 +185,8 @@ class Judgement {
   }
 
   const std::vector<RankProbe>& probes_;
+  std::map<std::string, std::pair<int, std::set<int>>> hosts_;   // ranks and the cores they may use
+  std::set<std::string> shared_hosts_;                            // with more ranks than cores
   const PreflightBounds& bounds_;
   std::set<int> slow_;
   Verdict v_;

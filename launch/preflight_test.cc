@@ -100,6 +100,15 @@ TEST(Judge, NamesDifferentVersionsAndSharedCores) {
   EXPECT_THAT(verdict.notes, testing::Contains(HasSubstr("node0: 2 ranks share 1 cores")));
 }
 
+TEST(Judge, SlowLinksBetweenRanksThatTakeTurnsAreNoted) {
+  auto probes = EqualRanks(4);
+  for (RankProbe& p : probes) p.cores = {0};
+  probes[0].links[0].bandwidth /= 50;              // to rank 1, of the same host
+  Verdict verdict = Judge(probes, {});
+  EXPECT_THAT(verdict.problems, IsEmpty());
+  EXPECT_THAT(verdict.notes, testing::Contains(HasSubstr("to rank 1 on node0 is slow: 160.00 MB/s")));
+}
+
 TEST(Summarize, TakesTheSlowestRankAndTheUsualLink) {
   auto probes = EqualRanks(4);
   probes[1].flops = 90e9;

@@ -106,13 +106,13 @@ std::string LayoutReport(const Runtime& runtime, const Job& job) {
 }
 
 std::string MemoryReport(const Runtime& runtime) {
-  std::string text = "memory a rank: weights + cache (blocks) + activations + communication = total of available";
+  std::string text = "memory a rank: weights + cache (blocks) + activations + communication + workspace = total of available";
   auto plans = runtime.memory_plans();
   for (size_t rank = 0; rank < plans.size(); ++rank) {
     const MemoryPlan& plan = plans[rank];
-    text += fmt::format("\n  rank {}: {} + {} ({}) + {} + {} = {} of {}", rank, FormatSize(plan.weights),
+    text += fmt::format("\n  rank {}: {} + {} ({}) + {} + {} + {} = {} of {}", rank, FormatSize(plan.weights),
                         FormatSize(plan.cache), plan.cache_blocks, FormatSize(plan.activations),
-                        FormatSize(plan.communication), FormatSize(plan.total()), FormatSize(plan.available));
+                        FormatSize(plan.communication), FormatSize(plan.workspace), FormatSize(plan.total()), FormatSize(plan.available));
   }
   return text;
 }

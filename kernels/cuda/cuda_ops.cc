@@ -3,13 +3,11 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_util.h"
+#include "kernels/ops_memory.h"
 
 namespace latentmesh {
 namespace cuda {
 namespace {
-
-constexpr size_t kWorkspaceBytes = size_t{192} << 20;
-constexpr size_t kBlasBytes = size_t{32} << 20;
 
 Matmul RowsProduct(const TensorView& x, const WeightView& w, const TensorView& out) {
   Matmul m;
@@ -44,9 +42,9 @@ bool Empty(const HeadsView& h) { return h.tokens == 0 || h.heads == 0 || h.dim =
 
 CudaOps::CudaOps(CudaDevice& device)
     : device_(device),
-      memory_(&device, kWorkspaceBytes + kBlasBytes),
-      workspace_{static_cast<char*>(memory_.data()), kWorkspaceBytes},
-      blas_(Workspace{static_cast<char*>(memory_.data()) + kWorkspaceBytes, kBlasBytes}) {
+      memory_(&device, OpsBytes(DeviceKind::kCuda)),
+      workspace_{static_cast<char*>(memory_.data()), kCudaOpsWorkspaceBytes},
+      blas_(Workspace{static_cast<char*>(memory_.data()) + kCudaOpsWorkspaceBytes, kCudaOpsBlasBytes}) {
   device_.MakeCurrent();
 }
 

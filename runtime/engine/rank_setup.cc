@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/ops_memory.h"
 #include "runtime/engine/balancer.h"
 #include "runtime/engine/balancer_rank.h"
 #include "runtime/model/decoder.h"
@@ -204,6 +205,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   if (config.n_routed_experts > 0)
     s.plan.communication = MoeWorkspace::Bytes(MoeConfigOf(config), s.moe_options(), mesh.ep_size());
   if (resolved.expert_balance) s.plan.communication += RankBalancer::StagingBytes(weights, s.weight_options.expert_slots);
+  s.plan.workspace = OpsBytes(device);
   if (device == DeviceKind::kCpu) available -= std::min(available, resolved.kv_offload);
   s.plan.available = available;
 
@@ -214,7 +216,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   s.cache.format = CacheFormatOf(resolved.kv_dtype);
   s.plan.cache_bytes_per_token = static_cast<int64_t>(s.cache.BytesPerToken());
 
-  uint64_t fixed = s.plan.weights + s.plan.activations + s.plan.communication;
+  uint64_t fixed = s.plan.fixed();
   uint64_t usable = static_cast<uint64_t>(static_cast<double>(available) * kUsableShare);
   uint64_t room = usable > fixed ? usable - fixed : 0;
   // No more than max_seqs full sequences can ever use; on a CPU no more than half of what is left unless asked for.
@@ -242,12 +244,14 @@ Status CheckMemory(const RankSetup& s) {
   LM_RETURN_IF_ERROR(CheckTiers(s));
   int64_t needed = s.blocks_per_sequence();
   if (s.cache.num_blocks >= needed) return Status::Ok();
-  uint64_t fixed = s.plan.weights + s.plan.activations + s.plan.communication;
+  uint64_t fixed = s.plan.fixed();
   uint64_t one = s.cache.BytesPerBlock() * static_cast<uint64_t>(needed);
   int64_t fits = s.cache.num_blocks * s.limits.block_size * s.shard.layout.cp;
   std::string text = fmt::format(
-      "not enough memory for one sequence: a rank needs weights {} + activations {} + communication {} + cache {} for {} tokens, "
-      "and has {} free", Gib(s.plan.weights), Gib(s.plan.activations), Gib(s.plan.communication), Gib(one),
+      "not enough memory for one sequence: a rank needs weights {} + activations {} + communication {} + workspace {} + cache {} for "
+      "{} tokens, "
+      "and has {} free", Gib(s.plan.weights), Gib(s.plan.activations), Gib(s.plan.communication),
+      Gib(s.plan.workspace), Gib(one),
       s.limits.max_model_len, Gib(s.plan.available));
   if (s.options.kv_memory > 0) text += fmt::format(" with --kv-memory {}", Gib(s.options.kv_memory));
   if (fits > 0) {

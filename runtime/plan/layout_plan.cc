@@ -10,7 +10,6 @@ namespace {
 
 DeviceKind KindOf(const Hardware& hw) { return hw.gpu ? DeviceKind::kCuda : DeviceKind::kCpu; }
 uint64_t Available(const Hardware& hw) { return hw.memory > hw.reserve ? hw.memory - hw.reserve : 0; }
-uint64_t Fixed(const MemoryPlan& plan) { return plan.weights + plan.activations + plan.communication; }
 
 Result<StageModel> PlanStage(const PlanRequest& request, const EngineOptions& resolved, int pp) {
   const ParallelConfig& layout = resolved.layout;
@@ -39,7 +38,7 @@ void FillMemory(LayoutPlan& plan) {
     const RankSetup& setup = plan.stages[i].setup;
     plan.blocks = std::min(plan.blocks, setup.plan.cache_blocks);
     fewest = std::min(fewest, SequencesThatFit(setup));
-    if (Fixed(setup.plan) > Fixed(plan.memory())) plan.fullest = static_cast<int>(i);
+    if (setup.plan.fixed() > plan.memory().fixed()) plan.fullest = static_cast<int>(i);
     if (Status memory = CheckMemory(setup); !memory.ok() && plan.fits) {
       plan.fits = false;
       plan.refusal = memory.message();
@@ -97,7 +96,7 @@ void FillTraffic(LayoutPlan& plan, const Hardware& hw) {
 
 bool Better(const PlanRequest& request, const LayoutPlan& a, const LayoutPlan& b) {
   if (a.fits != b.fits) return a.fits;
-  if (!a.fits) return Fixed(a.memory()) < Fixed(b.memory());
+  if (!a.fits) return a.memory().fixed() < b.memory().fixed();
   if (request.latency) return a.request_seconds < b.request_seconds;
   return a.output_rate > b.output_rate;
 }

@@ -51,11 +51,11 @@ Status RefusalOf(const PlanRequest& request, const std::vector<LayoutPlan>& plan
   const RankSetup& setup = best.stages[static_cast<size_t>(best.fullest)].setup;
   uint64_t one = setup.cache.BytesPerBlock() * static_cast<uint64_t>(setup.blocks_per_sequence());
   std::string text = fmt::format(
-      "does not fit on {} x {} of {}: the least a rank needs is weights {} + activations {} + communication {} + cache "
+      "does not fit on {} x {} of {}: the least a rank needs is weights {} + activations {} + communication {} + workspace {} + cache "
       "{} for one "
       "sequence of {} tokens ({}), and {} are free for it",
       request.hardware.ranks, request.hardware.name, Gigabytes(request.hardware.memory), Gigabytes(setup.plan.weights),
-      Gigabytes(setup.plan.activations), Gigabytes(setup.plan.communication), Gigabytes(one),
+      Gigabytes(setup.plan.activations), Gigabytes(setup.plan.communication), Gigabytes(setup.plan.workspace), Gigabytes(one),
       setup.limits.max_model_len, ToString(best.layout), Gigabytes(setup.plan.available));
   std::vector<std::string> ways;
   if (int64_t context = LongestContext(plans); context >= setup.limits.block_size)
