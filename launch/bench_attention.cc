@@ -8,6 +8,7 @@
 #include "launch/command.h"
 #include "launch/files.h"
 #include "launch/log.h"
+#include "parallel/launch_environment.h"
 
 namespace latentmesh {
 namespace {
@@ -126,7 +127,7 @@ Status BenchAttentionCommand::Measure(Job& job) {
   const bool cuda = device_ == "cuda" || (device_ == "auto" && CudaAvailable());
   DeviceOptions options;
   options.threads = threads_;
-  options.local_rank = job.local_rank();
+  options.local_rank = GpuOfRank(job.local_rank());
   options.local_size = job.local_size();
   LM_ASSIGN_OR_RETURN(auto device, CreateDevice(cuda ? DeviceKind::kCuda : DeviceKind::kCpu, options));
   const auto ops = CreateOps(*device);

@@ -8,6 +8,7 @@
 #include "launch/preflight_measure.h"
 #include "launch/preflight_report.h"
 #include "launch/session.h"
+#include "parallel/launch_environment.h"
 #include "parallel/self_check.h"
 #include "runtime/config/model_config.h"
 #include "runtime/plan/expert_traffic.h"
@@ -124,7 +125,7 @@ class PreflightCommand : public Command {
     bool cuda = f_.device == "cuda" || (f_.device == "auto" && CudaAvailable());
     DeviceOptions options;
     options.threads = f_.threads;
-    options.local_rank = job.local_rank();
+    options.local_rank = GpuOfRank(job.local_rank());
     options.local_size = job.local_size();
     options.share_gpu = f_.share_gpu;
     LM_ASSIGN_OR_RETURN(device_, CreateDevice(cuda ? DeviceKind::kCuda : DeviceKind::kCpu, options));

@@ -34,6 +34,15 @@ LaunchEnvironment DetectLaunch() {
   return {};
 }
 
+int GpuOfRank(int local_rank) {
+  std::string bind = EnvironmentVariable("SLURM_GPU_BIND");
+  bool by_task = IsSet("SLURM_GPUS_PER_TASK") ||
+                 EnvironmentVariable("SLURM_TRES_PER_TASK").find("gpu") != std::string::npos ||
+                 bind.find("single") != std::string::npos || bind.find("per_task") != std::string::npos;
+  bool from_srun = DetectLaunch().launcher.rfind("srun", 0) == 0;
+  return by_task && from_srun && bind.find("none") == std::string::npos ? 0 : local_rank;
+}
+
 void ShareGpuBetweenRanks(int rank) {
   std::string id = "latentmesh-" + std::to_string(rank);
   setenv("NCCL_HOSTID", id.c_str(), 0);

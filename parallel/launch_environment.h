@@ -19,6 +19,11 @@ LaunchEnvironment DetectLaunch();
 // The variable's value, or `otherwise` when it is unset or empty.
 std::string EnvironmentVariable(const char* name, const std::string& otherwise = "");
 
+// Which of the GPUs that this rank sees is its own. srun shows a task nothing but its own GPUs where it deals them out by
+// task (--gpus-per-task, --tres-per-task, --gpu-bind=single or per_task): then it is the first. Everywhere else all ranks
+// of a host see all GPUs, and the local rank chooses.
+int GpuOfRank(int local_rank);
+
 // Lets NCCL take each rank of a host for a host of its own, so that several ranks may use one GPU (tests of
 // correctness; slow). Before the first NCCL call, and before other threads run.
 void ShareGpuBetweenRanks(int rank);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "parallel/flight_record.h"
+#include "parallel/launch_environment.h"
 #include "parallel/local_communicator.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/config/published_shapes.h"
@@ -268,7 +269,7 @@ Result<std::unique_ptr<Runtime>> Runtime::Create(Job& job, const EngineOptions& 
   Peers peers;
   peers.rank = job.rank();
   peers.size = job.size();
-  peers.local_rank = job.local_rank();
+  peers.local_rank = GpuOfRank(job.local_rank());
   peers.local_size = job.local_size();
   peers.control = &job.control();
   peers.connect = [&job](const ProcessMesh& mesh, Device& device) { return job.CreateCommunicators(mesh, device); };

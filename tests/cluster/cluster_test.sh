@@ -77,6 +77,31 @@ same_over_hosts() {
   echo "ok: ${*:3} over $1 hosts, $2 ranks each"
 }
 
+# ---- preflight ----
+
+# Names the network in use, refuses where RDMA was asked for, and blames the host whose link is a hundred times slower.
+# The slow factor is far above what taking turns on two cores does to three "hosts".
+preflight() {
+  run_preflight || fail "preflight of three equal hosts: exit code $?"
+  grep -q "TCP over eth0" "$hosts_files/out" || fail "the network is not named"
+  grep -q '"transport":"TCP over eth0' "$hosts_files/preflight.json" || fail "no transport in the JSON"
+  grep -q '"host":"node2"' "$hosts_files/preflight.json" || fail "node2 is not in the JSON"
+  code=0
+  run_preflight --require-rdma || code=$?
+  [ "$code" = 6 ] && grep -q "require-rdma: rank . on node. has no active InfiniBand" "$hosts_files/job.err" || fail "--require-rdma over TCP: exit code $code"
+  hosts_limit node2 20mbit
+  code=0
+  run_preflight || code=$?
+  [ "$code" = 5 ] || fail "a slow host: exit code $code"
+  grep -q "rank 2 on node2 is slow: . of its . measured links are" "$hosts_files/out" || fail "node2 is not blamed"
+  tail -n 4 "$hosts_files/out"
+}
+
+run_preflight() {
+  hosts_mpirun 3 1 preflight --model "$model" --threads 1 --slow-factor 20 --json "$hosts_files/preflight.json" "$@" \
+    > "$hosts_files/out" 2> "$hosts_files/job.err"
+}
+
 # ---- faults ----
 
 kill_rank() {
