@@ -32,7 +32,7 @@ TEST(PlanCommand, SaysWhatTheEngineReports) {
     auto bytes = [&](const char* key) { return FormatSize(memory.at(key).to_number<double>()); };
     std::string expected = "rank 0: " + bytes("weights") + " + " + bytes("cache") + " (" +
                            std::to_string(memory.at("cache_blocks").to_number<int64_t>()) + ") + " +
-                           bytes("activations") + " + " + bytes("communication") + " = " + bytes("total");
+                           bytes("activations") + " + " + bytes("communication") + " + " + bytes("workspace") + " = " + bytes("total");
     EXPECT_THAT(run.err, HasSubstr(expected));
   }
 }
