@@ -16,6 +16,7 @@
 
 #include "kernels/device.h"
 #include "kernels/tensor.h"
+#include "parallel/shared_window.h"
 
 namespace latentmesh {
 
@@ -35,6 +36,7 @@ struct TrafficCounters {
   uint64_t bytes_sent = 0;       // payload to other ranks, each destination counted
   uint64_t bytes_received = 0;
   double seconds = 0;            // host time inside calls
+  uint64_t bytes_shared = 0;     // read in place from other ranks' windows (CreateWindow), not sent
 };
 
 class Communicator {
@@ -70,6 +72,12 @@ class Communicator {
   }
   virtual void Poll() {}
   virtual void Finish() {}
+
+  // Memory of runs of `run` neighbouring ranks that all of a run can read in place; `run` divides size(), the same on all
+  // ranks. Collective over the group. Null, on all ranks, where some run's ranks share no memory (other hosts, a GPU
+  // transport, no room for it). The window must not outlive this communicator and is destroyed by all ranks or none.
+  virtual std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run);
+  virtual void CountShared(size_t) {}
 
   virtual TrafficCounters traffic() const = 0;
   // Named in errors: "step 17, layer 3 dispatch". Cheap.

@@ -39,6 +39,7 @@ class CommunicatorBase : public Communicator {
   void Poll() final;
   void Finish() final;
 
+  void CountShared(size_t bytes) final { traffic_.bytes_shared += bytes; }
   TrafficCounters traffic() const final { return traffic_; }
   void SetContext(int64_t step, const char* operation) final {
     site_.step = step;

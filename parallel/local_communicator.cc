@@ -23,11 +23,44 @@ void Copy(void* to, const void* from, size_t bytes) {
 const char* At(const void* data, size_t offset) { return static_cast<const char*>(data) + offset; }
 char* At(void* data, size_t offset) { return static_cast<char*>(data) + offset; }
 
+// Ranks are threads: any memory will do. The barrier is that of the whole group.
+class LocalWindow : public SharedWindow {
+ public:
+  LocalWindow(const CallSite& site, std::shared_ptr<LocalGroup> group, size_t bytes, int run)
+      : site_(site), group_(std::move(group)), rank_(site.rank % run), mine_(bytes / sizeof(Line) + 1), parts_(run) {
+    group_->Meet(site_, {.call = "CreateWindow", .bytes = bytes, .root = run, .send = mine_.data()});
+    for (int r = 0; r < run; ++r)
+      parts_[r] = static_cast<char*>(const_cast<void*>(group_->offer(site_.rank - rank_ + r).send));
+    group_->Part(site_);
+  }
+  int rank() const override { return rank_; }
+  int size() const override { return static_cast<int>(parts_.size()); }
+  char* part(int rank) override { return parts_[rank]; }
+  void Barrier(const char* call) override {
+    group_->Meet(site_, {.call = call});
+    group_->Part(site_);
+  }
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64] = {};
+  };
+  const CallSite& site_;                 // the communicator's
+  std::shared_ptr<LocalGroup> group_;
+  int rank_;
+  std::vector<Line> mine_;
+  std::vector<char*> parts_;             // by rank of the run
+};
+
 class LocalCommunicator : public CommunicatorBase {
  public:
   LocalCommunicator(CallSite site, std::shared_ptr<LocalGroup> group)
       : CommunicatorBase(std::move(site)), group_(std::move(group)) {}
   ~LocalCommunicator() override { group_->Leave(rank()); }
+  std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run) override {
+    LM_CHECK(run >= 1 && size() % run == 0);
+    return std::make_unique<LocalWindow>(site(), group_, bytes, run);
+  }
 
  protected:
   // Each rank sums its part of the vector and writes it to all.

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "parallel/mpi_window.h"
 #include "parallel/process_mesh.h"
 #include "parallel/reduce.h"
 
@@ -24,7 +25,11 @@ void Copy(void* to, const void* from, size_t bytes) {
 class MpiCommunicator : public CommunicatorBase {
  public:
   MpiCommunicator(CallSite site, std::shared_ptr<MpiGroup> group)
-      : CommunicatorBase(std::move(site)), exchange_(std::move(group)) {}
+      : CommunicatorBase(std::move(site)), group_(group), exchange_(std::move(group)) {}
+
+  std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run) override {
+    return CreateMpiWindow(site(), group_, bytes, run);
+  }
 
  protected:
   void DoAllReduceSum(const TensorView& inout, Stream&) override {
@@ -197,6 +202,7 @@ class MpiCommunicator : public CommunicatorBase {
     Finish("Broadcast");
   }
 
+  std::shared_ptr<MpiGroup> group_;
   MpiExchange exchange_;
   std::vector<int> peers_;
   std::vector<char> scratch_;

@@ -23,7 +23,11 @@ void EmbedRow(const EmbedParams& p, int64_t t) {
 
 void CastRow(const CastParams& p, int64_t t) {
   const int64_t cols = p.x.cols();
-  if (p.x.dtype == DType::kF32) {
+  if (p.x.dtype == DType::kF32 && p.out.dtype == DType::kBF16) {
+    Kernels().to_bf16(p.x.f32() + t * p.x.row_stride, reinterpret_cast<uint16_t*>(RowOf(p.out, t)), cols);
+  } else if (p.x.dtype == DType::kBF16) {
+    Kernels().to_float[static_cast<int>(WeightKind::kBF16)](RowOf(p.x, t), p.out.f32() + t * p.out.row_stride, cols, 1.0f);
+  } else if (p.x.dtype == DType::kF32) {
     ConvertFromFloat(p.x.f32() + t * p.x.row_stride, RowOf(p.out, t), p.out.dtype, cols);
   } else {
     ConvertToFloat(RowOf(p.x, t), p.x.dtype, p.out.f32() + t * p.out.row_stride, cols);

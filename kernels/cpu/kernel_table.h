@@ -94,6 +94,16 @@ struct SoftmaxArgs {
 };
 constexpr int64_t kTileRows = 32;
 
+// out = or += sum over r of weights[r] * rows[r]: rows and out [n] of f32 or bf16, in order of r.
+struct SumRowsArgs {
+  const void* const* rows;  // [count]
+  const float* weights;     // [count]
+  int count;
+  void* out;
+  int64_t n;
+  bool accumulate;
+};
+
 struct KernelTable {
   const char* name;
   int64_t outer_rows;  // rows of the register tile of `outer`
@@ -116,6 +126,10 @@ struct KernelTable {
   void (*add)(const float* x, float* inout, int64_t n);
   void (*axpy)(float factor, const float* x, float* inout, int64_t n);
   void (*silu_times)(const float* gate, const float* up, float* out, int64_t n);
+  void (*to_bf16)(const float* source, uint16_t* target, int64_t n);
+  // Codes and a scale for each 128 numbers (the largest of them becomes 448).
+  void (*to_f8)(const float* source, uint8_t* codes, float* scales, int64_t n);
+  void (*sum_rows[2][2])(const SumRowsArgs&);  // [rows are bf16][out is bf16]
   // Multiply-adds in registers only, for measuring the machine: `rounds` times fma_flops operations.
   float (*fma_burn)(int64_t rounds);
   int64_t fma_flops;

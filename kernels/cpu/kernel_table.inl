@@ -9,6 +9,7 @@ namespace latentmesh::LM_ISA {
 #include "kernels/cpu/outer_kernels.inl"
 #include "kernels/cpu/packed_kernels.inl"
 #include "kernels/cpu/vector_kernels.inl"
+#include "kernels/cpu/wire_kernels.inl"
 
 static const KernelTable kTable = {
     LM_ISA_NAME,
@@ -30,6 +31,9 @@ static const KernelTable kTable = {
     AddRow,
     Axpy,
     SiluTimes,
+    ToBf16,
+    ToF8,
+    {{SumRows<float, float>, SumRows<float, Bf16>}, {SumRows<Bf16, float>, SumRows<Bf16, Bf16>}},
     FmaBurn,
     kBurnChains* kLanes * 2,
 };

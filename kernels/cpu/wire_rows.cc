@@ -1,0 +1,54 @@
+#include "kernels/cpu/wire_rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/status.h"
+
+namespace latentmesh {
+namespace {
+
+constexpr int64_t kScaleRun = 128;
+
+size_t CodeBytes(int64_t hidden) { return static_cast<size_t>(hidden + 3) / 4 * 4; }
+
+}  // namespace
+
+size_t WireRowBytes(const WireFormat& format) {
+  if (format.dtype != DType::kF8E4M3) return static_cast<size_t>(format.hidden) * DTypeSize(format.dtype);
+  return CodeBytes(format.hidden) + static_cast<size_t>((format.hidden + kScaleRun - 1) / kScaleRun) * 4;
+}
+
+void EncodeWireRow(const float* x, const WireFormat& format, char* row) {
+  size_t n = static_cast<size_t>(format.hidden);
+  if (format.dtype == DType::kF32) {
+    std::memcpy(row, x, n * sizeof(float));
+  } else if (format.dtype == DType::kBF16) {
+    Kernels().to_bf16(x, reinterpret_cast<uint16_t*>(row), format.hidden);
+  } else {
+    LM_CHECK(format.dtype == DType::kF8E4M3);
+    Kernels().to_f8(x, reinterpret_cast<uint8_t*>(row), reinterpret_cast<float*>(row + CodeBytes(format.hidden)),
+                    format.hidden);
+  }
+}
+
+void DecodeWireRow(const char* row, const WireFormat& format, float* x) {
+  if (format.dtype == DType::kF32) {
+    std::memcpy(x, row, static_cast<size_t>(format.hidden) * sizeof(float));
+  } else if (format.dtype == DType::kBF16) {
+    Kernels().to_float[static_cast<int>(WeightKind::kBF16)](row, x, format.hidden, 1.0f);
+  } else {
+    const float* scales = reinterpret_cast<const float*>(row + CodeBytes(format.hidden));
+    for (int64_t i = 0; i < format.hidden; i += kScaleRun)
+      Kernels().to_float[static_cast<int>(WeightKind::kF8)](row + i, x + i, std::min(kScaleRun, format.hidden - i),
+                                                           scales[i / kScaleRun]);
+  }
+}
+
+void SumWireRows(const WireSum& s) {
+  Kernels().sum_rows[s.row_dtype == DType::kBF16][s.out_dtype == DType::kBF16](
+      {s.rows, s.weights, s.count, s.out, s.hidden, s.accumulate});
+}
+
+}  // namespace latentmesh
