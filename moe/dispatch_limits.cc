@@ -10,7 +10,7 @@ DispatchLimits ResolveLimits(DispatchLimits limits, int ranks) {
   // Below this many rows the worst case is cheap to hold, so that small steps never take a second round.
   constexpr int64_t kSmallRows = 1024;
   LM_CHECK(ranks >= 1 && limits.max_tokens >= 0 && limits.hidden >= 1 && limits.top_k >= 1);
-  LM_CHECK(limits.payload == DType::kF32 || limits.payload == DType::kBF16);
+  LM_CHECK(limits.payload == DType::kF32 || limits.payload == DType::kBF16 || limits.payload == DType::kF8E4M3);
   LM_CHECK(limits.activation == DType::kF32 || limits.activation == DType::kBF16);
   int64_t tokens = std::max<int64_t>(limits.max_tokens, 1);
   int64_t slots_per_row = std::max(1, std::min(limits.top_k, limits.max_local_experts));

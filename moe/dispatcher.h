@@ -31,12 +31,16 @@ struct DispatchLimits {
   int32_t top_k = 0;
   int32_t max_local_experts = 0;     // of any rank and placement used with this dispatcher
   DType activation = DType::kF32;    // of x, of the experts' rows and of out
-  int32_t ranks_per_node = 0;        // for counting node_rows_sent; 0: not counted
-  DType payload = DType::kF32;       // of rows on the wire: kF32 or kBF16 (rounded to nearest once in each direction)
+  int32_t ranks_per_node = 0;        // neighbouring ep ranks of one node; exact dispatcher: counts node_rows_sent, 0 not
+  // Of rows on the wire: kF32, kBF16 (rounded to nearest once in each direction), or by nodes kF8E4M3: codes with a scale
+  // for each 128 numbers out, bf16 back.
+  DType payload = DType::kF32;
   // Buffer sizes a round, 0: large enough for evenly spread tokens in one round. Larger loads take several rounds.
   int64_t max_rows = 0;              // rows received (and rows sent), at least the size of the ep group
   int64_t max_slots = 0;             // (row, local expert) pairs, at least ep size x min(top_k, max_local_experts)
 };
+// Type of the results that come back.
+inline DType ReturnType(DType payload) { return payload == DType::kF8E4M3 ? DType::kBF16 : payload; }
 // `limits` with the defaults filled in for an ep group of `ranks`.
 DispatchLimits ResolveLimits(DispatchLimits limits, int ranks);
 // Device bytes that a dispatcher with these limits allocates, for the memory plan.
@@ -71,6 +75,10 @@ struct DispatchVolume {
   int64_t slots_sent = 0;            // (token, expert on another rank) pairs
   int64_t rows_received = 0;
   int64_t node_rows_sent = 0;        // (token, other node) pairs: what group-limited routing bounds
+  // By nodes only:
+  int64_t node_rows_received = 0;
+  int64_t shared_rows_read = 0;      // rows, and results, read in place from other ranks' memory
+  int64_t shared_results_read = 0;
 };
 struct DispatchWireBytes {
   int64_t counts = 0;                // exchange of the counts
@@ -98,6 +106,16 @@ class TokenDispatcher {
 // Exact counts: counts and metadata are exchanged first, then exactly the rows needed. For CPU ranks and prefill.
 // `ops` and `ep` outlive the dispatcher. Throws Error(kResourceExhausted) when the buffers do not fit.
 std::unique_ptr<TokenDispatcher> CreateExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits);
+
+// By nodes, for CPU ranks: a token goes at most once to each other node (DeepSeek-V3 report, section 3.2.2) and is read there
+// in place by all ranks that hold experts of it; their results are added in that node and come back as one row. Within a
+// node nothing is sent: rows and results lie in shared memory (Communicator::CreateWindow; where there is none, each rank
+// is a node). f32 activations; limits.ranks_per_node divides the size of `ep`; handles carry no `x`. Any payload.
+std::unique_ptr<TokenDispatcher> CreateNodeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits);
+size_t NodeDispatcherBytes(const DispatchLimits& limits, int ranks);     // host memory, its part of the window included
+// Bytes this rank sends to other nodes (TrafficCounters::bytes_sent), and reads in place (bytes_shared).
+DispatchWireBytes NodeDispatchBytes(const DispatchVolume& volume, const DispatchLimits& limits, int ranks);
+int64_t NodeSharedBytes(const DispatchVolume& volume, const DispatchLimits& limits);
 
 // No communication: all `ranks` are given the same tokens, and this rank's Combine adds only what its own experts
 // contribute; the sum over the ranks is the whole. Loads count only choices this rank serves, rounds are its own

@@ -262,6 +262,7 @@ DispatchVolume ExactDispatcher::last_volume() const {
 
 std::unique_ptr<TokenDispatcher> CreateExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits) {
   if (ep.size() == 1) return CreateLocalDispatcher(ops, 0, 1, limits);
+  LM_CHECK_MSG(limits.payload != DType::kF8E4M3, "FP8 rows travel by nodes");
   return std::make_unique<ExactDispatcher>(ops, ep, limits);
 }
 

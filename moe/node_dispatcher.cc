@@ -1,0 +1,460 @@
+// TokenDispatcher of CPU ranks, by nodes: a token travels at most once to each other node, to the rank with the sender's
+// place there; within a node everything lies in a shared window, written once by its owner and read in place.
+//
+//   Plan      publishes the choices and all tokens as rows of the wire's type; barrier
+//   Dispatch  reads the rows for this rank's experts into sorted order
+//   Combine   publishes a weighted sum for each row received; barrier; each host reads its tokens' sums in place
+//
+// Between nodes there are four exchanges among ranks of the same place: counts, choices, rows, sums; and one of the number
+// of rounds. Reuse of the window: a rank's tokens are read before the barrier in Combine, its sums before the next Plan's
+// barrier or the one that begins a later round.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "moe/dispatcher.h"
+#include "moe/node_buffers.h"
+#include "moe/node_plan.h"
+#include "parallel/process_mesh.h"
+
+namespace latentmesh {
+namespace {
+
+class NodeDispatcher : public TokenDispatcher {
+ public:
+  NodeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits)
+      : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())) {
+    OpenWindow();
+    buffers_ = NodeBuffers(&ops.device(), limits_, ep.size(), shape().per_node);
+    for (std::vector<size_t>* v : {&send_bytes_, &send_offsets_, &recv_bytes_, &recv_offsets_})
+      v->assign(static_cast<size_t>(ep.size()), 0);
+  }
+
+  const DispatchLimits& limits() const override { return limits_; }
+  int Plan(const DispatchParams& params, Stream& stream) override;
+  DispatchHandle Dispatch(int round, Stream& stream) override;
+  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
+               Stream& stream) override;
+  DispatchVolume last_volume() const override;
+
+ private:
+  struct RowSum {
+    int begin, count;                // of pointers_
+    void* out;
+  };
+  const NodeShape& shape() const { return lists_.shape; }
+  bool one_node() const { return shape().nodes() == 1; }
+  void OpenWindow();
+  char* Part(int member) { return window_->part(member); }
+  char* Mine() { return window_->part(shape().member()); }
+  int32_t* Tokens(int member) { return reinterpret_cast<int32_t*>(Part(member) + layout_.tokens); }
+  WireChoice* Choices(int member, int node) {
+    return reinterpret_cast<WireChoice*>(Part(member) + layout_.choices + static_cast<size_t>(node) * layout_.list_choices);
+  }
+
+  void Publish(Stream& stream);
+  void SendChoices(Stream& stream);
+  void FindLists();
+  int AgreeOnRounds(Stream& stream);
+  void SetRun(int node, size_t send, size_t send_offset, size_t recv, size_t recv_offset);
+  void Exchange(const void* send, void* recv, Stream& stream);
+  Range Share(int64_t tokens) const { return SplitRange(tokens, rounds_, round_); }
+  size_t HostedOffset(int member, int node) const;
+  void SendRows(Stream& stream);
+  const char* RowAt(const NodeRows::Row& row);
+  void SortRows();
+  void ReadRows();
+  void SumResults(const TensorView& expert_out);
+  void AddPointers(int node, int64_t token, std::vector<int32_t>& next);
+  void SumOwn(const TensorView& out);
+  void SumHosted();
+  void ReturnHosted(Stream& stream);
+  void AddReturned(const TensorView& out);
+  void RunSums(DType from, DType to, bool accumulate);
+
+  Ops& ops_;
+  Communicator& ep_;
+  DispatchLimits limits_;
+  NodeWindowLayout layout_;
+  std::unique_ptr<SharedWindow> window_;
+  NodeBuffers buffers_;
+
+  // From Plan to the last Combine.
+  DispatchParams params_;
+  HostRouting routing_;
+  NodeLists lists_;
+  std::vector<std::vector<int32_t>> to_node_;   // [nodes] this rank's tokens that go there
+  int rounds_ = 1;
+  DispatchVolume volume_;
+
+  // One round.
+  int round_ = 0;
+  NodeRows rows_;
+  std::vector<int32_t> position_;          // [slots] row of `sorted`
+  std::vector<const void*> pointers_;
+  std::vector<float> ones_;
+  std::vector<RowSum> sums_;
+  std::vector<size_t> send_bytes_, send_offsets_, recv_bytes_, recv_offsets_;
+};
+
+// Where hosts share no memory after all, every rank is a node of its own.
+void NodeDispatcher::OpenWindow() {
+  int ranks = ep_.size(), per_node = limits_.ranks_per_node;
+  LM_CHECK(per_node >= 1 && ranks % per_node == 0);
+  layout_ = NodeWindowLayout(limits_, ranks, per_node);
+  if (per_node > 1) window_ = ep_.CreateWindow(layout_.bytes, per_node);
+  if (window_ == nullptr) {
+    per_node = 1;
+    layout_ = NodeWindowLayout(limits_, ranks, 1);
+    window_ = CreatePrivateWindow(layout_.bytes);
+  }
+  lists_.shape = {ranks, per_node, ep_.rank()};
+  lists_.k = limits_.top_k;
+}
+
+int NodeDispatcher::Plan(const DispatchParams& params, Stream& stream) {
+  CheckDispatch(params, limits_, ep_.size());
+  params_ = params;
+  volume_ = {};
+  routing_.Read(ops_.device(), params, stream);
+  Publish(stream);
+  if (!one_node()) SendChoices(stream);
+  window_->Barrier("dispatch: tokens");
+  FindLists();
+  rounds_ = AgreeOnRounds(stream);
+  return rounds_;
+}
+
+void NodeDispatcher::Publish(Stream&) {
+  int32_t k = params_.k, nodes[64];
+  LM_CHECK(k <= 64);
+  int64_t tokens = params_.x.dim(0);
+  RoutingChoice choice{routing_.ids, routing_.weights, k, ep_.rank()};
+  Tokens(shape().member())[shape().node()] = static_cast<int32_t>(tokens);
+  WireChoice* mine = Choices(shape().member(), shape().node());
+  to_node_.assign(static_cast<size_t>(shape().nodes()), {});
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t i = t * k; i < (t + 1) * k; ++i) {
+      ExpertSite site = ChosenSite(choice, *params_.placement, i);
+      mine[i] = {static_cast<uint16_t>(site.rank), static_cast<uint16_t>(site.local), routing_.weights[static_cast<size_t>(i)]};
+      if (params_.loads != nullptr) ++params_.loads[routing_.ids[static_cast<size_t>(i)]];
+    }
+    int count = OtherNodesOf(mine + t * k, k, shape(), nodes);
+    for (int i = 0; i < count; ++i) to_node_[static_cast<size_t>(nodes[i])].push_back(static_cast<int32_t>(t));
+  }
+  const TensorView& x = params_.x;
+  char* own = Mine() + layout_.own;
+  ForWireRows(ops_.device(), tokens, limits_.hidden, [&](int64_t t) {
+    EncodeWireRow(x.f32() + t * x.row_stride, layout_.out_format, own + static_cast<size_t>(t) * layout_.out_row);
+  });
+}
+
+void NodeDispatcher::SetRun(int node, size_t send, size_t send_offset, size_t recv, size_t recv_offset) {
+  auto peer = static_cast<size_t>(shape().Peer(node));
+  send_bytes_[peer] = send, send_offsets_[peer] = send_offset;
+  recv_bytes_[peer] = recv, recv_offsets_[peer] = recv_offset;
+}
+
+void NodeDispatcher::Exchange(const void* send, void* recv, Stream& stream) {
+  ep_.AllToAllV({send, send_bytes_, send_offsets_, recv, recv_bytes_, recv_offsets_}, stream);
+}
+
+// Counts, then choices, straight into the window.
+void NodeDispatcher::SendChoices(Stream& stream) {
+  std::vector<int32_t> counts(static_cast<size_t>(shape().nodes()));
+  int32_t* hosted = Tokens(shape().member());
+  for (int n = 0; n < shape().nodes(); ++n) {
+    counts[static_cast<size_t>(n)] = static_cast<int32_t>(to_node_[static_cast<size_t>(n)].size());
+    size_t bytes = n == shape().node() ? 0 : 4;
+    SetRun(n, bytes, static_cast<size_t>(n) * 4, bytes, static_cast<size_t>(n) * 4);
+  }
+  Exchange(counts.data(), hosted, stream);
+  size_t each = static_cast<size_t>(params_.k) * sizeof(WireChoice), offset = 0;
+  char* send = static_cast<char*>(buffers_.send.data());
+  for (int n = 0; n < shape().nodes(); ++n) {
+    if (n == shape().node()) {
+      SetRun(n, 0, 0, 0, 0);
+      continue;
+    }
+    LM_CHECK_MSG(hosted[n] >= 0 && hosted[n] <= limits_.max_tokens, "dispatch: damaged count of tokens");
+    size_t begin = offset;
+    for (int32_t t : to_node_[static_cast<size_t>(n)]) {
+      std::memcpy(send + offset, Choices(shape().member(), shape().node()) + int64_t{t} * params_.k, each);
+      offset += each;
+    }
+    SetRun(n, offset - begin, begin, static_cast<size_t>(hosted[n]) * each, static_cast<size_t>(n) * layout_.list_choices);
+    volume_.node_rows_sent += static_cast<int64_t>(to_node_[static_cast<size_t>(n)].size());
+    volume_.node_rows_received += hosted[n];
+  }
+  Exchange(send, Mine() + layout_.choices, stream);
+}
+
+void NodeDispatcher::FindLists() {
+  lists_.lists.clear();
+  for (int m = 0; m < shape().per_node; ++m)
+    for (int n = 0; n < shape().nodes(); ++n) lists_.lists.push_back({Choices(m, n), Tokens(m)[n]});
+}
+
+int NodeDispatcher::AgreeOnRounds(Stream& stream) {
+  int32_t slots_per_row = std::max(1, std::min(params_.k, params_.placement->MaxLocalCount()));
+  int rounds = RoundsForNode(lists_, {limits_.max_rows, limits_.max_slots, slots_per_row});
+  if (one_node()) return rounds;
+  auto sent = [&](int r) {
+    int64_t rows = 0;
+    for (const auto& tokens : to_node_) rows += (static_cast<int64_t>(tokens.size()) + r - 1) / r;
+    return rows;
+  };
+  while (sent(rounds) > limits_.max_rows) ++rounds;
+  std::vector<int32_t> all(static_cast<size_t>(ep_.size()));
+  int32_t mine = rounds;
+  ep_.AllGather(&mine, all.data(), sizeof mine, stream);
+  return *std::max_element(all.begin(), all.end());
+}
+
+// Where the rows of one hosted list begin in its host's `hosted` area, this round.
+size_t NodeDispatcher::HostedOffset(int member, int node) const {
+  int64_t rows = 0;
+  for (int n = 0; n < node; ++n)
+    if (n != shape().node()) rows += Share(lists_.At(member, n).tokens).count;
+  return layout_.hosted + static_cast<size_t>(rows) * layout_.out_row;
+}
+
+void NodeDispatcher::SendRows(Stream& stream) {
+  char* send = static_cast<char*>(buffers_.send.data());
+  const char* own = Mine() + layout_.own;
+  size_t offset = 0;
+  for (int n = 0; n < shape().nodes(); ++n) {
+    const std::vector<int32_t>& tokens = to_node_[static_cast<size_t>(n)];
+    Range share = Share(static_cast<int64_t>(tokens.size()));
+    size_t begin = offset;
+    for (int64_t i = share.begin; i < share.end(); ++i, offset += layout_.out_row)
+      std::memcpy(send + offset, own + static_cast<size_t>(tokens[static_cast<size_t>(i)]) * layout_.out_row, layout_.out_row);
+    size_t coming = n == shape().node() ? 0 : static_cast<size_t>(Share(lists_.At(shape().member(), n).tokens).count);
+    SetRun(n, offset - begin, begin, coming * layout_.out_row, HostedOffset(shape().member(), n));
+  }
+  Exchange(send, Mine(), stream);
+}
+
+const char* NodeDispatcher::RowAt(const NodeRows::Row& row) {
+  if (row.node == shape().node()) return Part(row.member) + layout_.own + static_cast<size_t>(row.token) * layout_.out_row;
+  int64_t within = row.token - Share(lists_.At(row.member, row.node).tokens).begin;
+  return Part(row.member) + HostedOffset(row.member, row.node) + static_cast<size_t>(within) * layout_.out_row;
+}
+
+// Stable counting sort of the slots by expert.
+void NodeDispatcher::SortRows() {
+  int32_t experts = params_.placement->LocalCount(ep_.rank()), *offsets = buffers_.offsets.view.i32();
+  std::fill_n(offsets, experts + 1, 0);
+  for (int32_t e : rows_.expert) {
+    LM_CHECK_MSG(e < experts, "dispatch: do all ranks use the same expert placement?");
+    ++offsets[e + 1];
+  }
+  for (int32_t e = 0; e < experts; ++e) offsets[e + 1] += offsets[e];
+  std::vector<int32_t> next(offsets, offsets + experts);
+  position_.clear();
+  for (int32_t e : rows_.expert) position_.push_back(next[static_cast<size_t>(e)]++);
+}
+
+// Each row is decoded once, from wherever it lies, and copied for further experts of its token.
+void NodeDispatcher::ReadRows() {
+  auto count = static_cast<int64_t>(rows_.rows.size());
+  pointers_.resize(static_cast<size_t>(count));
+  int64_t foreign = 0;
+  for (size_t i = 0; i < pointers_.size(); ++i) {
+    pointers_[i] = RowAt(rows_.rows[i]);
+    foreign += rows_.rows[i].member != shape().member();
+  }
+  ep_.CountShared(static_cast<size_t>(foreign) * layout_.out_row);
+  volume_.shared_rows_read += foreign;
+  float* sorted = buffers_.sorted.view.f32();
+  int64_t hidden = limits_.hidden;
+  ForWireRows(ops_.device(), count, hidden, [&](int64_t i) {
+    int64_t begin = rows_.slot_begin[static_cast<size_t>(i)], end = rows_.slot_begin[static_cast<size_t>(i) + 1];
+    float* to = sorted + position_[static_cast<size_t>(begin)] * hidden;
+    DecodeWireRow(static_cast<const char*>(pointers_[static_cast<size_t>(i)]), layout_.out_format, to);
+    for (int64_t s = begin + 1; s < end; ++s)
+      std::memcpy(sorted + position_[static_cast<size_t>(s)] * hidden, to, static_cast<size_t>(hidden) * 4);
+  });
+}
+
+DispatchHandle NodeDispatcher::Dispatch(int round, Stream& stream) {
+  LM_CHECK(round >= 0 && round < rounds_);
+  round_ = round;
+  if (round > 0) window_->Barrier("dispatch: round");
+  if (!one_node()) {
+    SendRows(stream);
+    window_->Barrier("dispatch: rows of other nodes");
+  }
+  rows_.Build(lists_, rounds_, round);
+  SortRows();
+  ReadRows();
+  std::memcpy(Mine() + layout_.first, rows_.first.data(), rows_.first.size() * 4);
+  DispatchHandle handle;
+  handle.round = round;
+  handle.rows = static_cast<int64_t>(rows_.expert.size());
+  handle.sorted = buffers_.sorted.view.Rows(0, handle.rows);
+  handle.offsets = buffers_.offsets.view.i32();
+  handle.experts = params_.placement->LocalCount(ep_.rank());
+  return handle;
+}
+
+void NodeDispatcher::Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
+                             Stream& stream) {
+  LM_CHECK(handle.round == round_ && expert_out.dim(0) == handle.rows && out.dim(0) == params_.x.dim(0));
+  SumResults(expert_out);
+  window_->Barrier("combine: results");
+  SumOwn(out);
+  if (one_node()) return;
+  SumHosted();
+  ReturnHosted(stream);
+  AddReturned(out);
+}
+
+void NodeDispatcher::SumResults(const TensorView& expert_out) {
+  pointers_.clear();
+  for (int32_t position : position_) pointers_.push_back(expert_out.f32() + position * expert_out.row_stride);
+  char* results = Mine() + layout_.results;
+  ForWireRows(ops_.device(), static_cast<int64_t>(rows_.rows.size()), limits_.hidden, [&](int64_t i) {
+    auto begin = static_cast<size_t>(rows_.slot_begin[static_cast<size_t>(i)]);
+    int count = static_cast<int>(rows_.slot_begin[static_cast<size_t>(i) + 1]) - static_cast<int>(begin);
+    SumWireRows({pointers_.data() + begin, rows_.weight.data() + begin, count, DType::kF32, layout_.back_format.dtype,
+                 results + static_cast<size_t>(i) * layout_.back_row, limits_.hidden, false});
+  });
+}
+
+// Where the members of this node have put their sums for one token of a list this rank hosts. `next` counts the list's rows
+// of each member.
+void NodeDispatcher::AddPointers(int node, int64_t token, std::vector<int32_t>& next) {
+  int32_t members[64];
+  int list = shape().member() * shape().nodes() + node;
+  int count = MembersOf(lists_.At(shape().member(), node).choices + token * params_.k, params_.k, shape(), members);
+  for (int i = 0; i < count; ++i) {
+    char* part = Part(members[i]);
+    int32_t first = reinterpret_cast<const int32_t*>(part + layout_.first)[list];
+    auto row = static_cast<size_t>(first + next[static_cast<size_t>(members[i])]++);
+    pointers_.push_back(part + layout_.results + row * layout_.back_row);
+    if (members[i] != shape().member()) ++volume_.shared_results_read, ep_.CountShared(layout_.back_row);
+  }
+}
+
+void NodeDispatcher::RunSums(DType from, DType to, bool accumulate) {
+  int most = 0;
+  for (const RowSum& sum : sums_) most = std::max(most, sum.count);
+  ones_.assign(static_cast<size_t>(most), 1.0f);
+  ForWireRows(ops_.device(), static_cast<int64_t>(sums_.size()), limits_.hidden, [&](int64_t i) {
+    const RowSum& sum = sums_[static_cast<size_t>(i)];
+    SumWireRows({pointers_.data() + sum.begin, ones_.data(), sum.count, from, to, sum.out, limits_.hidden, accumulate});
+  });
+}
+
+void NodeDispatcher::SumOwn(const TensorView& out) {
+  pointers_.clear(), sums_.clear();
+  std::vector<int32_t> next(static_cast<size_t>(shape().per_node), 0);
+  Range share = Share(lists_.At(shape().member(), shape().node()).tokens);
+  for (int64_t t = share.begin; t < share.end(); ++t) {
+    int begin = static_cast<int>(pointers_.size());
+    AddPointers(shape().node(), t, next);
+    sums_.push_back({begin, static_cast<int>(pointers_.size()) - begin, out.f32() + t * out.row_stride});
+  }
+  RunSums(layout_.back_format.dtype, DType::kF32, true);
+}
+
+// One row for each token of another node, over all members of this one.
+void NodeDispatcher::SumHosted() {
+  pointers_.clear(), sums_.clear();
+  char* to = static_cast<char*>(buffers_.send.data());
+  for (int n = 0; n < shape().nodes(); ++n) {
+    if (n == shape().node()) continue;
+    std::vector<int32_t> next(static_cast<size_t>(shape().per_node), 0);
+    Range share = Share(lists_.At(shape().member(), n).tokens);
+    for (int64_t t = share.begin; t < share.end(); ++t, to += layout_.back_row) {
+      int begin = static_cast<int>(pointers_.size());
+      AddPointers(n, t, next);
+      sums_.push_back({begin, static_cast<int>(pointers_.size()) - begin, to});
+    }
+  }
+  RunSums(layout_.back_format.dtype, layout_.back_format.dtype, false);
+}
+
+void NodeDispatcher::ReturnHosted(Stream& stream) {
+  size_t send = 0, recv = 0;
+  for (int n = 0; n < shape().nodes(); ++n) {
+    bool other = n != shape().node();
+    auto back = static_cast<size_t>(other ? Share(lists_.At(shape().member(), n).tokens).count : 0) * layout_.back_row;
+    auto coming = static_cast<size_t>(Share(static_cast<int64_t>(to_node_[static_cast<size_t>(n)].size())).count) * layout_.back_row;
+    SetRun(n, back, send, coming, recv);
+    send += back, recv += coming;
+  }
+  Exchange(buffers_.send.data(), buffers_.recv.data(), stream);
+}
+
+// A token's sums in order of node, so that results do not depend on timing.
+void NodeDispatcher::AddReturned(const TensorView& out) {
+  std::vector<std::pair<int32_t, const void*>> returned;
+  const char* from = static_cast<const char*>(buffers_.recv.data());
+  for (const auto& tokens : to_node_) {
+    Range share = Share(static_cast<int64_t>(tokens.size()));
+    for (int64_t i = share.begin; i < share.end(); ++i, from += layout_.back_row)
+      returned.emplace_back(tokens[static_cast<size_t>(i)], from);
+  }
+  std::stable_sort(returned.begin(), returned.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  pointers_.clear(), sums_.clear();
+  for (size_t i = 0; i < returned.size(); ++i) {
+    if (i == 0 || returned[i].first != returned[i - 1].first)
+      sums_.push_back({static_cast<int>(i), 0, out.f32() + returned[i].first * out.row_stride});
+    ++sums_.back().count;
+    pointers_.push_back(returned[i].second);
+  }
+  RunSums(layout_.back_format.dtype, DType::kF32, true);
+}
+
+DispatchVolume NodeDispatcher::last_volume() const {
+  DispatchVolume volume = volume_;
+  int32_t members[64];
+  const TokenList& mine = lists_.At(shape().member(), shape().node());
+  for (int64_t t = 0; t < mine.tokens; ++t) {
+    const WireChoice* choices = mine.choices + t * lists_.k;
+    NodeShape all{shape().ranks, shape().ranks, shape().rank};          // every rank a member
+    int count = MembersOf(choices, lists_.k, all, members);
+    for (int i = 0; i < count; ++i) volume.rows_sent += members[i] != ep_.rank();
+    for (int32_t j = 0; j < lists_.k; ++j) volume.slots_sent += choices[j].rank != ep_.rank();
+  }
+  return volume;
+}
+
+}  // namespace
+
+std::unique_ptr<TokenDispatcher> CreateNodeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits) {
+  LM_CHECK_MSG(ops.device().kind() == DeviceKind::kCpu && limits.activation == DType::kF32, "windows are host memory");
+  LM_CHECK(ep.size() <= 65535 && limits.max_local_experts <= 65535 && limits.top_k <= 64);
+  if (ep.size() == 1) return CreateLocalDispatcher(ops, 0, 1, limits);
+  return std::make_unique<NodeDispatcher>(ops, ep, limits);
+}
+
+size_t NodeDispatcherBytes(const DispatchLimits& limits, int ranks) {
+  if (ranks == 1) return DispatcherBytes(limits, 1);
+  DispatchLimits resolved = ResolveLimits(limits, ranks);
+  return NodeWindowLayout(resolved, ranks, limits.ranks_per_node).bytes +
+         NodeBuffers::Bytes(resolved, ranks, limits.ranks_per_node);
+}
+
+DispatchWireBytes NodeDispatchBytes(const DispatchVolume& volume, const DispatchLimits& limits, int ranks) {
+  int nodes = ranks / limits.ranks_per_node;
+  if (nodes == 1) return {};
+  DispatchWireBytes bytes;
+  auto out_row = static_cast<int64_t>(WireRowBytes({limits.payload, limits.hidden}));
+  auto back_row = static_cast<int64_t>(WireRowBytes({ReturnType(limits.payload), limits.hidden}));
+  bytes.counts = 4 * (nodes - 1) + 4 * (ranks - 1);                     // tokens for each node; rounds for each rank
+  bytes.metadata = volume.node_rows_sent * limits.top_k * static_cast<int64_t>(sizeof(WireChoice));
+  bytes.dispatch = volume.node_rows_sent * out_row;
+  bytes.combine = volume.node_rows_received * back_row;
+  return bytes;
+}
+
+int64_t NodeSharedBytes(const DispatchVolume& volume, const DispatchLimits& limits) {
+  return volume.shared_rows_read * static_cast<int64_t>(WireRowBytes({limits.payload, limits.hidden})) +
+         volume.shared_results_read * static_cast<int64_t>(WireRowBytes({ReturnType(limits.payload), limits.hidden}));
+}
+
+}  // namespace latentmesh
