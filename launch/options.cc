@@ -47,6 +47,10 @@ void RegisterMemory(FlagSet& flags, EngineOptions* engine) {
 
 void RegisterBalance(FlagSet& flags, EngineOptions* engine, std::string* balance) {
   flags.Section("Experts");
+  flags.AddChoice("--dispatch-dtype", &engine->dispatch_dtype, {"auto", "f32", "bf16", "fp8"},
+                  "Numbers of tokens on their way to experts and back (fp8: bf16 back; CPU ranks); auto: as activations");
+  flags.Add("--ranks-per-node", &engine->ranks_per_node,
+            "Ranks taken for one node, to which a token is sent once; 0: those of one host", kNonNegative);
   flags.AddChoice("--expert-balance", balance, {"off", "on"}, "Move and copy experts between ranks to follow the load");
   flags.Add("--redundant-experts", &engine->redundant_experts, "Copies of busy experts in each layer, over all ranks",
             kNonNegative);

@@ -18,6 +18,7 @@ DispatchLimits LimitsOf(const MoeConfig& config, const MoeWorkspaceOptions& opti
   limits.max_local_experts = std::max<int32_t>(options.max_local_experts, SplitRange(config.experts, ranks, 0).count);
   limits.activation = options.activation;
   limits.payload = options.payload;
+  limits.ranks_per_node = options.ranks_per_node;
   limits.max_rows = options.max_rows;
   limits.max_slots = options.max_slots;
   return ResolveLimits(limits, ranks);
@@ -41,6 +42,14 @@ DispatchLimits ExpertLimits(const MoeConfig& config, const MoeWorkspaceOptions& 
   if (options.max_replicated_tokens > 0)
     limits.max_slots = std::max(limits.max_slots, ReplicatedLimits(config, options, ranks).max_slots);
   return limits;
+}
+
+std::unique_ptr<TokenDispatcher> MakeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits) {
+  return limits.ranks_per_node > 0 ? CreateNodeDispatcher(ops, ep, limits) : CreateExactDispatcher(ops, ep, limits);
+}
+
+size_t DispatcherMemory(const DispatchLimits& limits, int ranks) {
+  return limits.ranks_per_node > 0 ? NodeDispatcherBytes(limits, ranks) : DispatcherBytes(limits, ranks);
 }
 
 int64_t MostTokens(const MoeWorkspaceOptions& options) {
@@ -93,7 +102,7 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
     : ops_(ops),
       ep_(ep),
       config_(config),
-      dispatcher_(CreateExactDispatcher(ops, ep, LimitsOf(config, options, ep.size()))),
+      dispatcher_(MakeDispatcher(ops, ep, LimitsOf(config, options, ep.size()))),
       experts_(ops, ExpertLimits(config, options, ep.size()), config.width),
       logits_(&ops.device(), DType::kF32, {MostTokens(options), config.experts}),
       ids_(&ops.device(), DType::kI32, {MostTokens(options), config.top_k}),
@@ -104,7 +113,7 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
 }
 
 size_t MoeWorkspace::Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size) {
-  size_t bytes = DispatcherBytes(LimitsOf(config, options, ep_size), ep_size) +
+  size_t bytes = DispatcherMemory(LimitsOf(config, options, ep_size), ep_size) +
                  Experts::ScratchBytes(ExpertLimits(config, options, ep_size), config.width) +
                  static_cast<size_t>(MostTokens(options)) * 4 * (config.experts + 2 * config.top_k);
   if (options.max_replicated_tokens > 0) bytes += DispatcherBytes(ReplicatedLimits(config, options, ep_size), 1);

@@ -36,6 +36,7 @@ struct MoeWorkspaceOptions {
   int32_t max_local_experts = 0;     // 0: of the contiguous placement; more to leave room for replicas
   DType activation = DType::kF32;
   DType payload = DType::kF32;       // rows on the wire
+  int32_t ranks_per_node = 0;        // above 0: tokens are dispatched by nodes of so many ranks (CPU); 0: by messages
   int64_t max_rows = 0;              // see DispatchLimits
   int64_t max_slots = 0;
   int64_t max_replicated_tokens = 0; // for ForwardReplicated; 0: it is not used

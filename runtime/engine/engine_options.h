@@ -44,7 +44,8 @@ struct EngineOptions {
   bool expert_balance = false;        // move and copy experts between ranks to follow the load (balancer.h)
   int redundant_experts = 0;          // copies of experts beyond one each, in a layer, over all ranks of a stage
   int balance_interval = 0;           // steps between two looks at the loads; 0: off, or chosen with expert_balance
-  int ranks_per_node = 0;             // filled in by Runtime
+  std::string dispatch_dtype = "auto";   // of tokens on their way to experts: auto (as activations), f32, bf16, fp8 (CPU)
+  int ranks_per_node = 0;             // neighbouring ranks taken for one node; 0: Runtime fills in those of a host
   std::string trace;                  // file for a timeline of all ranks (trace.h); empty: off
   std::function<void(const std::string&)> warn;   // called on rank 0, from the engine's thread, for what only costs time
   std::function<void(const LoadProgress&)> load_progress;   // called on rank 0

@@ -64,6 +64,8 @@ class CorruptingCommunicator : public Communicator {
     if (from != rank()) Corrupt(recv, recv_bytes, stream);
   }
   void Barrier(Stream& stream) override { inner_->Barrier(stream); }
+  std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run) override { return inner_->CreateWindow(bytes, run); }
+  void CountShared(size_t bytes) override { inner_->CountShared(bytes); }
 
  private:
   void Corrupt(void* data, size_t bytes, Stream& stream) {

@@ -28,6 +28,13 @@ Result<std::string> ResolveDType(const char* flag, const std::string& wanted, co
   return InvalidArgument(fmt::format("{} {}: must be auto, f32 or bf16", flag, wanted));
 }
 
+Status CheckDispatchDType(const std::string& wanted, bool gpu) {
+  if (wanted != "auto" && wanted != "f32" && wanted != "bf16" && wanted != "fp8")
+    return InvalidArgument(fmt::format("--dispatch-dtype {}: must be auto, f32, bf16 or fp8", wanted));
+  if (wanted == "fp8" && gpu) return InvalidArgument("--dispatch-dtype fp8: CPU ranks only so far; on GPUs use bf16");
+  return Status::Ok();
+}
+
 constexpr CacheFormat kCacheFormats[] = {CacheFormat::kF32, CacheFormat::kBF16, CacheFormat::kF8, CacheFormat::k6Bit};
 
 // The quantised formats are defined for latents; baselines (keys and values) have f32 and bf16.
@@ -113,6 +120,14 @@ TensorView ReserveLogitsInbox(const RankSetup& s, Arena& arena) {
   return arena.Reserve(DType::kF32, {s.limits.max_logits_rows, SplitRange(s.config.vocab_size, s.shard.layout.tp, 0).count});
 }
 
+// Nodes as the ep group of a stage sees them. 0: by messages, which every transport can do and --check-collectives can see.
+int RankSetup::dispatch_node() const {
+  int ranks = shard.ep_size(), node = std::max(1, options.ranks_per_node);
+  if (options.device == "cuda" || shard.layout.dp == 1) return 0;
+  if (options.check_collectives) return options.dispatch_dtype == "fp8" ? 1 : 0;
+  return ranks % node == 0 ? node : node % ranks == 0 ? ranks : 1;
+}
+
 MoeWorkspaceOptions RankSetup::moe_options() const {
   MoeWorkspaceOptions moe;
   if (shard.layout.dp == 1) {   // all ranks hold the same tokens: nothing to send, the all-reduce over tp sums the experts
@@ -123,7 +138,11 @@ MoeWorkspaceOptions RankSetup::moe_options() const {
   }
   moe.max_local_experts = weight_options.expert_slots;
   moe.activation = activation;
-  moe.payload = activation;
+  moe.payload = options.dispatch_dtype == "f32"    ? DType::kF32
+                : options.dispatch_dtype == "bf16" ? DType::kBF16
+                : options.dispatch_dtype == "fp8" && shard.layout.dp > 1 ? DType::kF8E4M3
+                                                                        : activation;
+  moe.ranks_per_node = dispatch_node();
   return moe;
 }
 
@@ -159,6 +178,7 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   LM_ASSIGN_OR_RETURN(r.dtype, ResolveDType("--dtype", options.dtype, gpu ? "bf16" : "f32"));
   LM_ASSIGN_OR_RETURN(r.weights, ResolveWeights(options, gpu));
   LM_ASSIGN_OR_RETURN(r.kv_dtype, ResolveKvDType(options, config, r.dtype));
+  LM_RETURN_IF_ERROR(CheckDispatchDType(options.dispatch_dtype, gpu));
   LM_RETURN_IF_ERROR(CheckPositive("--max-batch-tokens", options.max_batch_tokens));
   LM_RETURN_IF_ERROR(CheckPositive("--max-seqs", options.max_seqs));
   LM_RETURN_IF_ERROR(CheckPositive("--max-model-len", options.max_model_len));

@@ -31,6 +31,7 @@ struct RankSetup {
 
   int64_t blocks_per_sequence() const;   // cache blocks one sequence of max_model_len takes
   bool drafts_with_layer() const { return options.speculative_tokens > 0 && options.speculative == "mtp"; }
+  int dispatch_node() const;             // MoeWorkspaceOptions::ranks_per_node
   MoeWorkspaceOptions moe_options() const;
   void SetBlocks(int64_t blocks);
   void SetOffloadBlocks(int64_t blocks);

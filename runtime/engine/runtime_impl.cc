@@ -148,9 +148,19 @@ class RuntimeImpl : public Runtime {
     options.local_size = peers_.local_size;
     options.share_gpu = resolved.share_gpu;
     LM_ASSIGN_OR_RETURN(device_, CreateDevice(kind, options));
-    resolved.ranks_per_node = peers_.local_size;
     setup_.options = resolved;
     return Status::Ok();
+  }
+
+  // Hosts may run different numbers of ranks: then each rank counts as a node, on all ranks alike.
+  void AgreeOnNodes(EngineOptions& resolved) {
+    if (resolved.ranks_per_node > 0) return;
+    std::vector<int32_t> all(static_cast<size_t>(peers_.size));
+    int32_t mine = peers_.local_size;
+    auto stream = device_->CreateStream();
+    comms_.host().AllGather(&mine, all.data(), sizeof mine, *stream);
+    bool equal = std::all_of(all.begin(), all.end(), [&](int32_t n) { return n == mine; });
+    resolved.ranks_per_node = equal && peers_.size % mine == 0 ? mine : 1;
   }
 
   Status Plan() {
@@ -158,6 +168,7 @@ class RuntimeImpl : public Runtime {
     LM_ASSIGN_OR_RETURN(ProcessMesh mesh, ProcessMesh::Create(resolved.layout, peers_.size, peers_.rank));
     LM_ASSIGN_OR_RETURN(fault_, ParseFault(resolved.inject_fault));
     LM_ASSIGN_OR_RETURN(comms_, peers_.connect(mesh, *device_));
+    AgreeOnNodes(resolved);
     comms_ = WithFault(std::move(comms_), fault_, peers_.rank);
     if (resolved.check_collectives) {
       audit_ = std::make_unique<CollectiveAudit>(mesh);

@@ -1,5 +1,6 @@
 // One rank of the multi-process tests; tests/parallel/CMakeLists.txt runs it under mpirun: `mpi_ranks CASE [cuda]`.
 // With "cuda" data lies on the GPU, which the ranks share, and travels by NCCL.
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -159,6 +160,36 @@ void StopWhileIdle(Ranks& ranks) {
     }
   });
 }
+// All ranks of a run see what each wrote; runs of every size; again and again, so that a barrier that lets someone pass shows.
+void Window(Ranks& ranks) {
+  CommunicatorSet set = ranks.Make({.tp = ranks.job.size()});
+  for (int run = 1; run <= ranks.job.size(); ++run) {
+    if (ranks.job.size() % run != 0) continue;
+    constexpr size_t kNumbers = 3000;
+    auto window = set.tp->CreateWindow(kNumbers * sizeof(int), run);
+    Require(window != nullptr && window->size() == run && window->rank() == ranks.job.rank() % run, "shape of the window");
+    for (int turn = 1; turn <= 300; ++turn) {
+      int first = ranks.job.rank() / run * run;
+      std::fill_n(reinterpret_cast<int*>(window->part(window->rank())), kNumbers, turn * 100 + ranks.job.rank());
+      window->Barrier("written");
+      for (int r = 0; r < run; ++r) {
+        const int* part = reinterpret_cast<const int*>(window->part(r));
+        for (size_t i : {size_t{0}, kNumbers / 2, kNumbers - 1}) Require(part[i] == turn * 100 + first + r, "content of the window");
+      }
+      window->Barrier("read");
+    }
+  }
+}
+void StopInWindow(Ranks& ranks) {
+  DieIn(ranks, SIGSTOP, [&](CommunicatorSet& set) {
+    auto window = set.tp->CreateWindow(64, ranks.job.size());
+    Require(window != nullptr, "no window");
+    for (int turn = 0; turn < 1000; ++turn) {
+      window->Barrier("dispatch: tokens");
+      if (turn == 10 && ranks.job.rank() == ranks.job.size() - 1) raise(SIGSTOP);
+    }
+  });
+}
 void Kill(Ranks& ranks) {
   DieIn(ranks, SIGKILL, [&](CommunicatorSet& set) { set.tp->Barrier(ranks.stream); });
 }
@@ -180,7 +211,7 @@ void DifferentSizes(Ranks& ranks) {
 const std::map<std::string, void (*)(Ranks&)> kCases = {
     {"collectives", Collectives}, {"rank_order", RankOrder}, {"traffic", Traffic}, {"control", Control}, {"idle", Idle},
     {"long_step", LongStep}, {"stop_in_collective", StopInCollective}, {"stop_in_gather", StopInGather},
-    {"stop_while_idle", StopWhileIdle}, {"kill", Kill}, {"throw", Throw}, {"different_sizes", DifferentSizes}};
+    {"stop_while_idle", StopWhileIdle}, {"window", Window}, {"stop_in_window", StopInWindow}, {"kill", Kill}, {"throw", Throw}, {"different_sizes", DifferentSizes}};
 
 int Run(int argc, char** argv) {
   auto job = Job::Join(&argc, &argv);
