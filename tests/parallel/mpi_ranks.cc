@@ -181,14 +181,14 @@ void Window(Ranks& ranks) {
   }
 }
 void StopInWindow(Ranks& ranks) {
-  DieIn(ranks, SIGSTOP, [&](CommunicatorSet& set) {
-    auto window = set.tp->CreateWindow(64, ranks.job.size());
-    Require(window != nullptr, "no window");
-    for (int turn = 0; turn < 1000; ++turn) {
-      window->Barrier("dispatch: tokens");
-      if (turn == 10 && ranks.job.rank() == ranks.job.size() - 1) raise(SIGSTOP);
-    }
-  });
+  ranks.job.SetOptions({.step_timeout = milliseconds(2'000), .idle_timeout = milliseconds(2'000)});
+  CommunicatorSet set = ranks.Make({.tp = ranks.job.size()});
+  auto window = set.tp->CreateWindow(64, ranks.job.size());
+  Require(window != nullptr, "no window");
+  for (int turn = 0; turn < 1000; ++turn) {
+    window->Barrier("dispatch: tokens");
+    if (turn == 10 && ranks.job.rank() == ranks.job.size() - 1) raise(SIGSTOP);
+  }
 }
 void Kill(Ranks& ranks) {
   DieIn(ranks, SIGKILL, [&](CommunicatorSet& set) { set.tp->Barrier(ranks.stream); });
