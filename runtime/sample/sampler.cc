@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <unordered_map>
 
@@ -134,12 +135,15 @@ double TotalWeight(const std::vector<Candidate>& kept) {
 }
 
 // Nucleus (Holtzman et al. 2020): the fewest most likely tokens whose probabilities reach p. The last of them is found
-// by halving, in time linear in the number of tokens; the order by id stays.
+// by halving, in time linear in the number of tokens; the order by id stays. Tokens lighter than a share of 1 - p of the
+// mean weigh less than 1 - p together, so the last one is never among them: of a large vocabulary few are left to halve.
 void KeepTopP(std::vector<Candidate>& kept, float p) {
   if (p >= 1 || kept.size() < 2) return;
   thread_local std::vector<Candidate> parted;
-  parted = kept;
-  const double target = static_cast<double>(p) * TotalWeight(kept);
+  const double total = TotalWeight(kept), target = static_cast<double>(p) * total;
+  const double light = (1 - static_cast<double>(p)) * (1 - 1e-6) * total / static_cast<double>(kept.size());
+  parted.clear();
+  std::copy_if(kept.begin(), kept.end(), std::back_inserter(parted), [&](const Candidate& c) { return c.weight >= light; });
   auto begin = parted.begin(), end = parted.end();
   double before = 0;                 // weight of all that is better than *begin
   while (end - begin > 1) {
