@@ -32,6 +32,7 @@ std::unique_ptr<Command> MakeBenchLatencyCommand();
 std::unique_ptr<Command> MakeBenchServeCommand();
 std::unique_ptr<Command> MakeBenchBalanceCommand();
 std::unique_ptr<Command> MakeBenchAttentionCommand();
+std::unique_ptr<Command> MakeBenchOpsCommand();
 std::unique_ptr<Command> MakeScalingReportCommand();
 std::unique_ptr<Command> MakePlanCommand();
 std::unique_ptr<Command> MakePreflightCommand();

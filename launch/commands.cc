@@ -14,6 +14,7 @@ std::vector<std::unique_ptr<Command>> MakeAllCommands() {
   commands.push_back(MakeBenchServeCommand());
   commands.push_back(MakeBenchBalanceCommand());
   commands.push_back(MakeBenchAttentionCommand());
+  commands.push_back(MakeBenchOpsCommand());
   commands.push_back(MakeScalingReportCommand());
   commands.push_back(MakePlanCommand());
   commands.push_back(MakePreflightCommand());

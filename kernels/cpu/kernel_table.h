@@ -133,6 +133,8 @@ struct KernelTable {
   // Multiply-adds in registers only, for measuring the machine: `rounds` times fma_flops operations.
   float (*fma_burn)(int64_t rounds);
   int64_t fma_flops;
+  float (*int8_burn)(int64_t rounds);                     // the same with the products of bytes
+  int64_t int8_operations;
 };
 
 const KernelTable& PortableKernels();

@@ -36,6 +36,8 @@ static const KernelTable kTable = {
     {{SumRows<float, float>, SumRows<float, Bf16>}, {SumRows<Bf16, float>, SumRows<Bf16, Bf16>}},
     FmaBurn,
     kBurnChains* kLanes * 2,
+    Int8Burn,
+    kBurnChains* kLanes * 8,
 };
 
 }  // namespace latentmesh::LM_ISA

@@ -147,3 +147,23 @@ static float FmaBurn(int64_t rounds) {
   for (int i = 0; i < kBurnChains; ++i) sum += ReduceAdd(acc[i]);
   return sum;
 }
+
+// Bytes of 1 and levels of 1: nothing overflows before 2^29 rounds. The levels pass through memory as in the products.
+static float Int8Burn(int64_t rounds) {
+  IntVec acc[kBurnChains];
+#pragma GCC unroll 24
+  for (int i = 0; i < kBurnChains; ++i) acc[i] = SetInt(i);
+  alignas(64) uint8_t ones[64];
+  for (uint8_t& one : ones) one = 1;
+  int8_t level[4] = {1, 1, 1, 1};
+  asm volatile("" : : "r"(ones), "r"(level) : "memory");  // not known when compiling
+  const ByteVec w = LoadBytes(ones);
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 24
+    for (int i = 0; i < kBurnChains; ++i) acc[i] = DotBytes(acc[i], w, level);
+  }
+  float sum = 0;
+#pragma GCC unroll 24
+  for (int i = 0; i < kBurnChains; ++i) sum += ReduceAdd(FromInt(acc[i]));
+  return sum;
+}
