@@ -37,7 +37,7 @@ static const KernelTable kTable = {
     FmaBurn,
     kBurnChains* kLanes * 2,
     Int8Burn,
-    kBurnChains* kLanes * 8,
+    kInt8Chains* kLanes * 8,
 };
 
 }  // namespace latentmesh::LM_ISA

@@ -148,22 +148,25 @@ static float FmaBurn(int64_t rounds) {
   return sum;
 }
 
-// Bytes of 1 and levels of 1: nothing overflows before 2^29 rounds. The levels pass through memory as in the products.
+constexpr int kInt8Chains = 12;
+
+// Sums of bytes of 1 times levels of 1: nothing overflows before 2^28 rounds. Every chain has a name, because gcc 12 keeps
+// an array of them in memory and stores would be measured, and a start of its own, or one chain would be computed for all.
 static float Int8Burn(int64_t rounds) {
-  IntVec acc[kBurnChains];
-#pragma GCC unroll 24
-  for (int i = 0; i < kBurnChains; ++i) acc[i] = SetInt(i);
   alignas(64) uint8_t ones[64];
   for (uint8_t& one : ones) one = 1;
-  int8_t level[4] = {1, 1, 1, 1};
-  asm volatile("" : : "r"(ones), "r"(level) : "memory");  // not known when compiling
+  int8_t x[4] = {1, 1, 1, 1};
+  asm volatile("" : : "r"(ones), "r"(x) : "memory");  // not known when compiling
   const ByteVec w = LoadBytes(ones);
+  IntVec a = SetInt(0), b = SetInt(1), c = SetInt(2), d = SetInt(3), e = SetInt(4), f = SetInt(5);
+  IntVec g = SetInt(6), h = SetInt(7), i = SetInt(8), j = SetInt(9), k = SetInt(10), l = SetInt(11);
   for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 24
-    for (int i = 0; i < kBurnChains; ++i) acc[i] = DotBytes(acc[i], w, level);
+    a = DotBytes(a, w, x), b = DotBytes(b, w, x), c = DotBytes(c, w, x), d = DotBytes(d, w, x);
+    e = DotBytes(e, w, x), f = DotBytes(f, w, x), g = DotBytes(g, w, x), h = DotBytes(h, w, x);
+    i = DotBytes(i, w, x), j = DotBytes(j, w, x), k = DotBytes(k, w, x), l = DotBytes(l, w, x);
   }
   float sum = 0;
-#pragma GCC unroll 24
-  for (int i = 0; i < kBurnChains; ++i) sum += ReduceAdd(FromInt(acc[i]));
+  const IntVec all[] = {a, b, c, d, e, f, g, h, i, j, k, l};
+  for (const IntVec& chain : all) sum += ReduceAdd(FromInt(chain));
   return sum;
 }
