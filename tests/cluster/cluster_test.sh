@@ -43,11 +43,11 @@ expect_end() {
   done
   kill -0 $job 2> /dev/null && fail "mpirun still runs after $2 s"
   wait $job
-  local code=$? left=""
-  for ((; i < $2 * 10; ++i)); do
+  local code=$? left
+  while :; do
     left=""
     for node in 0 1 2; do left+=$(hosts_pids node$node "$name"); done
-    [ -z "$left" ] && break
+    [ -n "$left" ] && [ $((++i)) -lt $(($2 * 10)) ] || break
     sleep 0.1
   done
   [ -z "$left" ] || fail "ranks are left after $2 s: $left"
@@ -240,7 +240,9 @@ idle_server() {
   done
   kill -0 $job 2> /dev/null && fail "the server does not end on SIGTERM"
   wait $job
-  echo "ok: answered after 15 idle seconds with timeouts of 2, ended on SIGTERM with $?"
+  code=$?
+  [ $code = 10 ] || fail "exit code $code instead of 10 on SIGTERM"
+  echo "ok: answered after 15 idle seconds with timeouts of 2, ended on SIGTERM with $code"
 }
 
 # ---- serve --resilient: a host's link is cut, then ranks are killed on another; the streams go on over what is left ----

@@ -128,26 +128,31 @@ write_requests() {
 
 answered() { if [ -e "$dir/work/out.jsonl" ]; then wc -l < "$dir/work/out.jsonl"; else echo 0; fi; }
 
-# A drain (the signal that comes before the time limit) puts the job back in the queue by itself; so does a requeue by hand.
-batch_survives_requeues() {
-  local job i how requests=160
+# batch_survives LAUNCHER FAULT...: a drain (the signal that comes before the time limit, to the batch script alone) puts
+# the job back in the queue by itself; so does a requeue by hand.
+batch_survives() {
+  local job i how requests=160 launcher=$1
+  shift
+  rm -f "$dir/work/out.jsonl"
   write_requests $requests > "$dir/work/in.jsonl"
-  job=$(submit INPUT=in.jsonl OUTPUT=out.jsonl FLAGS="--tp 2 --dp 2 --threads 1 --max-seqs 4" $(sbatch_on_both "$root/launch/slurm/batch.sbatch")) || fail "sbatch batch"
-  for how in drain requeue; do
+  job=$(submit LAUNCHER=$launcher OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 INPUT=in.jsonl OUTPUT=out.jsonl FLAGS="--tp 2 --dp 2 --threads 1 --max-seqs 4" $(sbatch_on_both "$root/launch/slurm/batch.sbatch")) || fail "sbatch batch"
+  for how in "$@"; do
     local before
     before=$(answered)
     for ((i = 0; i < 300; ++i)); do
       [ "$(answered)" -gt "$before" ] && break
       sleep 0.1
     done
-    if [ $how = drain ]; then on0 scancel --signal=TERM "$job"; else on0 scontrol requeue "$job"; fi
+    if [ $how = drain ]; then on0 scancel --batch --signal=TERM "$job"; else on0 scontrol requeue "$job"; fi
     for ((i = 0; i < 100; ++i)); do
       [ "$(restarts "$job")" -ge "$([ $how = drain ] && echo 1 || echo 2)" ] && break
+      [[ $(state "$job") =~ FAILED|TIMEOUT|CANCELLED ]] && fail "$launcher: the job ended on a $how instead of going back in the queue"
       sleep 0.1
     done
     # How fast a machine answers must not decide: what then follows is still checked.
     [ "$(answered)" -lt $requests ] || { echo "note: this machine had answered everything before the $how"; break; }
-    echo "ok: $how after $(answered) answers, $(restarts "$job") restarts"
+    [ "$(restarts "$job")" -gt 0 ] || fail "$launcher: a $how does not put the job back in the queue"
+    echo "ok: $launcher, $how after $(answered) answers, $(restarts "$job") restarts"
     # Slurm holds a requeued job back until a time of its own choosing.
     for ((i = 0; i < 50; ++i)); do [ "$(state "$job")" = PENDING ] && break; sleep 0.1; done
     on0 scontrol update jobid="$job" StartTime=now > /dev/null 2>&1
@@ -155,7 +160,7 @@ batch_survives_requeues() {
   wait_state "$job" COMPLETED 120
   [ "$(answered)" = $requests ] || fail "$(answered) answers instead of $requests"
   [ "$(sed 's/.*"custom_id":"\([^"]*\)".*/\1/' "$dir/work/out.jsonl" | sort -u | wc -l)" = $requests ] || fail "something was answered twice"
-  echo "ok: batch with $(restarts "$job") restarts: $requests answers, each once"
+  echo "ok: batch by $launcher with $(restarts "$job") restarts: $requests answers, each once"
 }
 
 benches_end() {
@@ -173,10 +178,25 @@ benches_end() {
   cat "$dir/work/scaling/scaling.txt"
 }
 
-serve_ends_on_scancel() {
-  local job i
-  "$PROGRAM" --help | grep -q serve || { echo "no serve in this program"; return; }
-  command -v curl > /dev/null || { echo "no curl: serve is not tried"; return; }
+# The signal before the time limit lets an open stream end whole.
+serve_drains() {
+  local job=$1 stream i
+  on0 curl -sN http://127.0.0.1:8077/v1/completions -H 'Content-Type: application/json' \
+    -d '{"prompt": "In the beginning", "max_tokens": 300, "temperature": 0, "ignore_eos": true, "stream": true, "stream_options": {"include_usage": true}}' \
+    > "$dir/stream" &
+  stream=$!
+  for ((i = 0; i < 100; ++i)); do [ "$(grep -c ^data "$dir/stream")" -gt 5 ] && break; sleep 0.02; done
+  grep -q DONE "$dir/stream" && echo "note: the stream had ended before the signal"
+  on0 scancel --batch --signal=TERM "$job"
+  wait $stream
+  grep -q '"completion_tokens":300' "$dir/stream" && grep -q '^data: \[DONE\]' "$dir/stream" || fail "the drain cut a stream off"
+  wait_state "$job" "FAILED|COMPLETED" 30
+  on0 scontrol -o show job "$job" | grep -q "ExitCode=10:0" || fail "serve ended with $(on0 scontrol -o show job "$job" | grep -o 'ExitCode=[0-9:]*')"
+  echo "ok: serve drains: an open stream ended whole, exit code 10"
+}
+
+start_serve() {
+  local i
   job=$(submit HOST=127.0.0.1 PORT=8077 FLAGS="--tp 2 --dp 2 --threads 1" $(sbatch_on_both "$root/launch/slurm/serve.sbatch"))
   for ((i = 0; i < 300; ++i)); do
     on0 curl -sf http://127.0.0.1:8077/health > /dev/null 2>&1 && break
@@ -184,6 +204,14 @@ serve_ends_on_scancel() {
   done
   on0 curl -sf http://127.0.0.1:8077/v1/completions -H 'Content-Type: application/json' \
     -d '{"prompt": "In the beginning", "max_tokens": 4, "temperature": 0}' | grep -q '"completion_tokens":4' || fail "serve does not answer"
+}
+
+serve_ends() {
+  local job i
+  command -v curl > /dev/null || { echo "no curl: serve is not tried"; return; }
+  start_serve
+  serve_drains "$job"
+  start_serve
   on0 scancel "$job"
   wait_state "$job" "CANCELLED|FAILED|COMPLETED" 15
   for ((i = 0; i < 50; ++i)); do
@@ -198,7 +226,8 @@ start_slurm
 on0 srun --mpi=list 2>&1 | grep -q pmix || hosts_skip "this Slurm has no pmix plugin"
 echo "Slurm runs: $(on0 sinfo -h)"
 srun_gives_the_same_text
-batch_survives_requeues
+batch_survives srun drain requeue
+batch_survives mpirun drain
 benches_end
-serve_ends_on_scancel
+serve_ends
 echo "passed: slurm"
