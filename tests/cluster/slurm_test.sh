@@ -154,7 +154,7 @@ batch_survives() {
     [ "$(restarts "$job")" -gt 0 ] || fail "$launcher: a $how does not put the job back in the queue"
     echo "ok: $launcher, $how after $(answered) answers, $(restarts "$job") restarts"
     # Slurm holds a requeued job back until a time of its own choosing.
-    for ((i = 0; i < 50; ++i)); do [ "$(state "$job")" = PENDING ] && break; sleep 0.1; done
+    for ((i = 0; i < 200; ++i)); do [ "$(state "$job")" = PENDING ] && break; sleep 0.1; done
     on0 scontrol update jobid="$job" StartTime=now > /dev/null 2>&1
   done
   wait_state "$job" COMPLETED 120
