@@ -126,8 +126,10 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
   double seconds = watch.Seconds();
   if (single && sampling.n == 1) Print("\n");
   LM_RETURN_IF_ERROR(status);
+  const DraftCounts drafts = DraftsBetween({}, engine.Stats());
+  const DraftCounts* shown = runtime.options().speculative_tokens > 0 ? &drafts : nullptr;
   for (size_t i = 0; i < prompts_.size(); ++i) {
-    if (format_ == "json") Print(GenerateJson(prompts_[i], answers_[i], codec) + "\n");
+    if (format_ == "json") Print(GenerateJson(prompts_[i], answers_[i], codec, shown) + "\n");
     else if (!single || sampling.n > 1) Print(GenerateText(i, prompts_[i], answers_[i], codec, echo_));
   }
   if (stats_) Report(runtime, engine, seconds);
