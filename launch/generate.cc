@@ -11,6 +11,7 @@
 #include "launch/log.h"
 #include "launch/prompts.h"
 #include "launch/session.h"
+#include "launch/spread_report.h"
 #include "launch/text_codec.h"
 #include "launch/traffic_report.h"
 
@@ -138,7 +139,7 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
 
 void GenerateCommand::Report(const Runtime& runtime, const Engine& engine, double seconds) const {
   std::string text = SpeedReport(answers_, seconds) + "\n" + DraftReport(DraftsBetween({}, engine.Stats())) +
-                     TierReport(engine.Stats()) + MoveReport(engine.Stats()) +
+                     TierReport(engine.Stats()) + MoveReport(engine.Stats()) + SpreadReport(engine.Stats().expert_spread) +
                      TrafficText(TrafficBetween(traffic_before_, engine.Traffic()), runtime) +
                      CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), format_ == "text" ? stdout : stderr);
