@@ -22,7 +22,7 @@ std::vector<int> SplitCapacity(int sites, int packs) {
   return capacities;
 }
 
-constexpr double kWorthCopies = 0.995;    // of the heaviest rank's load; copies that gain less only cost reads of weights
+constexpr double kWorthFewer = 0.995;     // of the heaviest rank's load: to give up some of the copies
 
 struct Packed {
   std::vector<std::vector<int32_t>> ranks;
@@ -50,15 +50,16 @@ Packed ReplicateAndPack(std::span<const double> loads, const std::vector<int32_t
 }
 
 // A copy need not help: places are dealt evenly, so that the rank that takes it gives up nothing, and two halves of a
-// hot expert may leave no room for an even split of the others. So none, all and fractions of the copies are tried.
+// hot expert may leave no room for an even split of the others. So fewer copies and none are tried, too. Copies that do
+// not matter stay: they make the ranks' numbers of hot and cold experts alike, and those times are not in the loads.
 std::vector<std::vector<int32_t>> BestCopies(std::span<const double> loads, const std::vector<int32_t>& experts,
                                              int sites, int ranks) {
   int least = static_cast<int>(experts.size()), extra = sites - least;
-  Packed best = ReplicateAndPack(loads, experts, least, ranks);
-  for (int divisor : {8, 4, 2, 1}) {
-    if (extra / divisor == 0) continue;
-    Packed more = ReplicateAndPack(loads, experts, least + extra / divisor, ranks);
-    if (more.heaviest < kWorthCopies * best.heaviest) best = std::move(more);
+  Packed best = ReplicateAndPack(loads, experts, sites, ranks);
+  for (int part : {extra / 2, extra / 4, extra / 8, 0}) {
+    if (extra == 0) break;
+    Packed fewer = ReplicateAndPack(loads, experts, least + part, ranks);
+    if (fewer.heaviest < (part == 0 ? 1 - 1e-9 : kWorthFewer) * best.heaviest) best = std::move(fewer);
   }
   return std::move(best.ranks);
 }
@@ -127,7 +128,8 @@ Result<ExpertPlacement> BalanceExperts(std::span<const double> loads, const Bala
   LM_ASSIGN_OR_RETURN(ExpertPlacement balanced, ExpertPlacement::FromTable(shape.experts, table));
   // A heuristic may lose against the plain order; then the plain order stays.
   ExpertPlacement plain = ExpertPlacement::Contiguous(shape.experts, shape.ranks);
-  return MaxOverMean(plain, loads) <= MaxOverMean(balanced, loads) ? plain : balanced;
+  double least = MaxOverMean(balanced, loads) * (shape.sites == shape.experts ? 1 : 1 - 1e-9);
+  return MaxOverMean(plain, loads) <= least ? plain : balanced;
 }
 
 std::vector<double> RankLoads(const ExpertPlacement& placement, std::span<const double> loads) {

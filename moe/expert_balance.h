@@ -7,8 +7,8 @@
 //   global        experts are replicated and packed over all ranks, regardless of groups
 // Added here: two copies of one expert never share a rank (the second would serve nothing), capacities may be uneven,
 // packing ends with an exchange of copies between the heaviest rank and others as long as that lowers the maximum, and
-// only as many of the copies are used (per node, or over all ranks) as lower the heaviest rank's load: with few experts
-// a rank the described method can be less even with copies than without.
+// fewer copies or none are used (per node, or over all ranks) where that is more even: with few experts a rank the
+// described method can be less even with copies than without.
 #pragma once
 
 #include <cstdint>

@@ -110,7 +110,7 @@ TEST_P(Balance, PropertiesOnZipfLoads) {
       ExpectCapacity(p, shape);
       EXPECT_EQ(p, BalanceExperts(loads, shape).value());
       double plain = MaxOverMean(ExpertPlacement::Contiguous(g.experts, g.ranks), loads);
-      EXPECT_LE(MaxOverMean(p, loads), plain * (1 + 1e-12));
+      EXPECT_LE(MaxOverMean(p, loads), plain * (1 + 2e-9));
       std::vector<double> ranks = RankLoads(p, loads);
       double sum = std::accumulate(loads.begin(), loads.end(), 0.0);
       EXPECT_NEAR(std::accumulate(ranks.begin(), ranks.end(), 0.0), sum, 1e-9 * sum);
@@ -125,7 +125,7 @@ INSTANTIATE_TEST_SUITE_P(
                       BalanceGrid{64, 1, 1, 8, 0}, BalanceGrid{24, 4, 2, 4, 4}, BalanceGrid{13, 1, 1, 5, 3},
                       BalanceGrid{16, 4, 2, 4, 8}, BalanceGrid{5, 1, 1, 8, 0}, BalanceGrid{3, 1, 1, 4, 9}));
 
-// Copies never make it less even, and what is allowed to leave the groups' nodes is not less even than the contiguous.
+// Up to the rounding (1e-9 in each of two choices) by which copies are preferred.
 TEST(BalanceExperts, CopiesAreNeverWorseThanNone) {
   std::mt19937 random(4);
   int used = 0;
@@ -139,7 +139,7 @@ TEST(BalanceExperts, CopiesAreNeverWorseThanNone) {
     if (!ValidateBalanceShape(some).ok()) continue;
     ExpertPlacement with = BalanceExperts(loads, some).value();
     ExpectCapacity(with, some);
-    EXPECT_LE(MaxOverMean(with, loads), MaxOverMean(BalanceExperts(loads, none).value(), loads) * (1 + 1e-12)) << trial;
+    EXPECT_LE(MaxOverMean(with, loads), MaxOverMean(BalanceExperts(loads, none).value(), loads) * (1 + 3e-9)) << trial;
     used += with.has_replicas();
   }
   EXPECT_GT(used, 200);
