@@ -5,14 +5,17 @@
 #include <boost/json.hpp>
 #include <cmath>
 #include <cstdio>
+#include <span>
 
 #include "launch/bench_workload.h"
 #include "launch/command.h"
 #include "launch/files.h"
 #include "launch/heat_map.h"
 #include "launch/session.h"
+#include "launch/spread_report.h"
 #include "launch/svg.h"
 #include "moe/balance_report.h"
+#include "moe/routing_spread.h"
 
 namespace latentmesh {
 namespace {
@@ -20,7 +23,7 @@ namespace {
 // The defaults are DeepSeek-V3's decode deployment on H800-class GPUs: 256 experts in 8 groups, 58 layers, FP8.
 struct BalanceInputs {
   std::string loads, record, ranks = "8,16,32,64,128,256,320", redundant = "0,32,64", output_json, svg;
-  int layers = 58, experts = 256, groups = 8, ranks_per_node = 8, top_k = 8;
+  int layers = 58, experts = 256, groups = 8, topk_group = 4, ranks_per_node = 8, top_k = 8;
   int tokens = 128;                    // of each rank in one step
   double zipf = 0.6;
   int64_t hidden = 7168, width = 2048;
@@ -38,6 +41,7 @@ class BenchBalanceCommand : public Command {
  private:
   Status Record(Job& job);
   Result<LoadMatrix> Loads() const;
+  std::string SimulatedSpread(std::span<const int32_t> ranks) const;
   Status Report(const LoadMatrix& loads) const;
 
   BalanceInputs in_;
@@ -54,8 +58,9 @@ void BenchBalanceCommand::Register(FlagSet& flags) {
   flags.Section("Deployment");
   flags.Add("--ranks", &in_.ranks, "Ranks that share the experts, a list");
   flags.Add("--redundant", &in_.redundant, "Copies beyond one an expert, a list");
-  flags.Add("--ranks-per-node", &in_.ranks_per_node, "Ranks of one node", kPositive);
+  flags.Add("--ranks-per-node", &in_.ranks_per_node, "Ranks of one node, when recording, too", kPositive);
   flags.Add("--groups", &in_.groups, "n_group of the router: groups are kept on nodes", kPositive);
+  flags.Add("--topk-group", &in_.topk_group, "Groups a token may choose from", kPositive);
   flags.AddSwitch("--global", &in_.global, "Never keep groups on nodes");
   flags.Add("--tokens", &in_.tokens, "Tokens of each rank in one step", kPositive);
   flags.Add("--top-k", &in_.top_k, "Experts of a token", kPositive);
@@ -93,6 +98,7 @@ Status BenchBalanceCommand::Run(Job& job) {
 
 Status BenchBalanceCommand::Record(Job& job) {
   engine_.balance_interval = 1;        // after the last step, too
+  if (job.local_size() % in_.ranks_per_node == 0) engine_.ranks_per_node = in_.ranks_per_node;   // else as launched
   LM_ASSIGN_OR_RETURN(auto runtime, StartRuntime(job, ModelFlags{}, engine_));
   if (runtime->config().n_routed_experts == 0)
     return InvalidArgument("--model " + engine_.model + ": has no routed experts whose loads could be recorded");
@@ -102,6 +108,7 @@ Status BenchBalanceCommand::Record(Job& job) {
     LM_CHECK(stats.expert_layers > 0);
     LoadMatrix loads(stats.expert_layers, static_cast<int>(engine.config().n_routed_experts));
     loads.values = stats.expert_load;
+    std::fputs(("routing counted while recording, experts as placed:\n" + SpreadByLayer(stats.expert_spread)).c_str(), stdout);
     return WriteFile(in_.record, FormatLoads(loads));
   });
 }
@@ -160,6 +167,21 @@ std::string OutcomeChart(const std::vector<BalanceOutcome>& outcomes) {
   return RenderSvg(chart);
 }
 
+// Synthetic loads name no tokens: their spread is that of even choices, with the group limit and without.
+std::string BenchBalanceCommand::SimulatedSpread(std::span<const int32_t> ranks) const {
+  if (in_.groups > in_.experts || in_.experts % in_.groups != 0 || in_.topk_group > in_.groups ||
+      in_.top_k > in_.experts / in_.groups * in_.topk_group)
+    return "";
+  std::string text = fmt::format("SIMULATION: where a token's {} experts lie, chosen evenly, contiguous placement\n", in_.top_k);
+  for (int32_t r : ranks) {
+    ExpertPlacement placement = ExpertPlacement::Contiguous(in_.experts, r);
+    text += fmt::format("{:5}  {} of {} groups: {};  all groups: {}\n", r, in_.topk_group, in_.groups,
+                        SpreadText(SimulateSpread(placement, in_.ranks_per_node, {in_.groups, in_.topk_group, in_.top_k})),
+                        SpreadText(SimulateSpread(placement, in_.ranks_per_node, {in_.groups, in_.groups, in_.top_k})));
+  }
+  return text;
+}
+
 Status BenchBalanceCommand::Report(const LoadMatrix& loads) const {
   LM_ASSIGN_OR_RETURN(std::vector<int32_t> ranks, ParseNumberList(in_.ranks));
   LM_ASSIGN_OR_RETURN(std::vector<int32_t> redundant, ParseNumberList(in_.redundant));
@@ -176,6 +198,7 @@ Status BenchBalanceCommand::Report(const LoadMatrix& loads) const {
   std::string head = fmt::format("loads: {}; {} layers, {} experts; {} tokens a rank and step, {} experts a token\n", source,
                                  loads.layers, loads.experts, in_.tokens, in_.top_k);
   std::fputs((head + FormatBalanceTable(outcomes)).c_str(), stdout);
+  if (in_.loads.empty()) std::fputs(SimulatedSpread(ranks).c_str(), stdout);
   if (!in_.output_json.empty()) {
     boost::json::array rows;
     for (const BalanceOutcome& o : outcomes) rows.push_back(ToJson(o));

@@ -22,4 +22,9 @@ std::string DraftReport(const DraftCounts& counts) {
                      100 * counts.AcceptanceRate(), counts.AcceptanceLength());
 }
 
+std::string DraftJson(const DraftCounts& counts) {
+  return fmt::format(R"({{"drafts":{},"draft_tokens":{},"accepted_tokens":{},"acceptance_rate":{:.6g},"acceptance_length":{:.6g}}})",
+                     counts.verified_steps, counts.drafts, counts.accepted, counts.AcceptanceRate(), counts.AcceptanceLength());
+}
+
 }  // namespace latentmesh

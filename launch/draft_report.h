@@ -26,4 +26,7 @@ DraftCounts DraftsBetween(const EngineStats& before, const EngineStats& after);
 // "drafts: 210 of 400 accepted (52.5 %), 1.53 tokens a verified step\n"; empty when none were verified.
 std::string DraftReport(const DraftCounts& counts);
 
+// {"drafts": steps that carried some, "draft_tokens", "accepted_tokens", "acceptance_rate", "acceptance_length"} as JSON text.
+std::string DraftJson(const DraftCounts& counts);
+
 }  // namespace latentmesh

@@ -11,6 +11,7 @@
 #include "launch/log.h"
 #include "launch/prompts.h"
 #include "launch/session.h"
+#include "launch/spread_report.h"
 #include "launch/text_codec.h"
 #include "launch/traffic_report.h"
 
@@ -126,8 +127,10 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
   double seconds = watch.Seconds();
   if (single && sampling.n == 1) Print("\n");
   LM_RETURN_IF_ERROR(status);
+  const DraftCounts drafts = DraftsBetween({}, engine.Stats());
+  const DraftCounts* shown = runtime.options().speculative_tokens > 0 ? &drafts : nullptr;
   for (size_t i = 0; i < prompts_.size(); ++i) {
-    if (format_ == "json") Print(GenerateJson(prompts_[i], answers_[i], codec) + "\n");
+    if (format_ == "json") Print(GenerateJson(prompts_[i], answers_[i], codec, shown) + "\n");
     else if (!single || sampling.n > 1) Print(GenerateText(i, prompts_[i], answers_[i], codec, echo_));
   }
   if (stats_) Report(runtime, engine, seconds);
@@ -136,7 +139,7 @@ Status GenerateCommand::Generate(Engine& engine, const Runtime& runtime) {
 
 void GenerateCommand::Report(const Runtime& runtime, const Engine& engine, double seconds) const {
   std::string text = SpeedReport(answers_, seconds) + "\n" + DraftReport(DraftsBetween({}, engine.Stats())) +
-                     TierReport(engine.Stats()) + MoveReport(engine.Stats()) +
+                     TierReport(engine.Stats()) + MoveReport(engine.Stats()) + SpreadReport(engine.Stats().expert_spread) +
                      TrafficText(TrafficBetween(traffic_before_, engine.Traffic()), runtime) +
                      CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), format_ == "text" ? stdout : stderr);

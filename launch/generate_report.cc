@@ -38,7 +38,7 @@ json::object Timings(const RequestTimes& times) {
 
 }  // namespace
 
-std::string GenerateJson(const Prompt& prompt, const Collector& answer, const TextCodec& codec) {
+std::string GenerateJson(const Prompt& prompt, const Collector& answer, const TextCodec& codec, const DraftCounts* drafts) {
   json::object object;
   if (!prompt.text.empty()) object["prompt"] = prompt.text;
   else if (codec.has_tokenizer()) object["prompt"] = codec.Decode(prompt.ids);
@@ -52,6 +52,7 @@ std::string GenerateJson(const Prompt& prompt, const Collector& answer, const Te
   object["cached_tokens"] = answer.cached_tokens;
   object["timings"] = Timings(answer.times);
   if (!answer.prompt_logprobs.empty()) object["prompt_logprobs"] = LogprobArray(answer.prompt_logprobs);
+  if (drafts != nullptr) object["speculation"] = json::parse(DraftJson(*drafts));
   return json::serialize(object);
 }
 

@@ -21,6 +21,7 @@
 
 #include "kernels/ops.h"
 #include "moe/expert_placement.h"
+#include "moe/routing_spread.h"
 #include "parallel/communicator.h"
 
 namespace latentmesh {
@@ -53,6 +54,8 @@ struct DispatchParams {
   int32_t k;
   const ExpertPlacement* placement;  // the same on all ranks; kept by the caller until the last Combine
   int64_t* loads = nullptr;          // optional host counters [E]: += tokens of this rank that chose the expert
+  RoutingSpread* spread = nullptr;   // optional: += ranks and nodes of each token's experts (seen by all: on rank 0 only)
+  int ranks_per_node = 1;            // for spread
 };
 
 // One round on this rank. Views are valid until its Combine.

@@ -97,6 +97,8 @@ int ExactDispatcher::Plan(const DispatchParams& params, Stream& stream) {
 }
 
 void ExactDispatcher::CountLoads() const {
+  if (params_.spread != nullptr)
+    CountSpread(routing_.ids, params_.k, ep_.rank(), *params_.placement, params_.ranks_per_node, *params_.spread);
   if (params_.loads == nullptr) return;
   for (int32_t id : routing_.ids) ++params_.loads[id];
 }

@@ -22,16 +22,46 @@ std::vector<int> SplitCapacity(int sites, int packs) {
   return capacities;
 }
 
-// `experts` (by index into loads) replicated and packed over capacities.size() ranks.
-std::vector<std::vector<int32_t>> ReplicateAndPack(std::span<const double> loads, const std::vector<int32_t>& experts,
-                                                   int sites, int ranks) {
+constexpr double kWorthFewer = 0.995;     // of the heaviest rank's load: to give up some of the copies
+
+struct Packed {
+  std::vector<std::vector<int32_t>> ranks;
+  double heaviest = 0;
+};
+
+// `experts` (by index into loads) replicated and packed over `ranks` ranks.
+Packed ReplicateAndPack(std::span<const double> loads, const std::vector<int32_t>& experts, int sites, int ranks) {
   std::vector<double> own;
   for (int32_t e : experts) own.push_back(loads[e]);
   std::vector<int> copies = ReplicateExperts(own, sites, std::min(ranks, sites));
   std::vector<PackItem> items;
-  for (size_t i = 0; i < experts.size(); ++i)
+  std::vector<double> copy_load(loads.size(), 0);
+  for (size_t i = 0; i < experts.size(); ++i) {
+    copy_load[experts[i]] = own[i] / copies[i];
     items.insert(items.end(), copies[i], PackItem{experts[i], own[i] / copies[i]});
-  return PackBalanced(std::move(items), SplitCapacity(sites, ranks));
+  }
+  Packed packed{PackBalanced(std::move(items), SplitCapacity(sites, ranks)), 0};
+  for (const auto& rank : packed.ranks) {
+    double load = 0;
+    for (int32_t e : rank) load += copy_load[e];
+    packed.heaviest = std::max(packed.heaviest, load);
+  }
+  return packed;
+}
+
+// A copy need not help: places are dealt evenly, so that the rank that takes it gives up nothing, and two halves of a
+// hot expert may leave no room for an even split of the others. So fewer copies and none are tried, too. Copies that do
+// not matter stay: they make the ranks' numbers of hot and cold experts alike, and those times are not in the loads.
+std::vector<std::vector<int32_t>> BestCopies(std::span<const double> loads, const std::vector<int32_t>& experts,
+                                             int sites, int ranks) {
+  int least = static_cast<int>(experts.size()), extra = sites - least;
+  Packed best = ReplicateAndPack(loads, experts, sites, ranks);
+  for (int part : {extra / 2, extra / 4, extra / 8, 0}) {
+    if (extra == 0) break;
+    Packed fewer = ReplicateAndPack(loads, experts, least + part, ranks);
+    if (fewer.heaviest < (part == 0 ? 1 - 1e-9 : kWorthFewer) * best.heaviest) best = std::move(fewer);
+  }
+  return std::move(best.ranks);
 }
 
 // Experts of each node: whole groups, evenly many, packed by their loads.
@@ -53,7 +83,7 @@ std::vector<std::vector<int32_t>> BalanceHierarchical(std::span<const double> lo
   std::vector<std::vector<int32_t>> table, nodes = PackGroups(loads, shape);
   for (int n = 0; n < shape.nodes; ++n) {
     int sites = static_cast<int>(SplitRange(shape.sites, shape.nodes, n).count);
-    auto ranks = ReplicateAndPack(loads, nodes[n], sites, shape.ranks / shape.nodes);
+    auto ranks = BestCopies(loads, nodes[n], sites, shape.ranks / shape.nodes);
     table.insert(table.end(), ranks.begin(), ranks.end());
   }
   return table;
@@ -62,7 +92,7 @@ std::vector<std::vector<int32_t>> BalanceHierarchical(std::span<const double> lo
 std::vector<std::vector<int32_t>> BalanceGlobal(std::span<const double> loads, const BalanceShape& shape) {
   std::vector<int32_t> experts(shape.experts);
   std::iota(experts.begin(), experts.end(), 0);
-  return ReplicateAndPack(loads, experts, shape.sites, shape.ranks);
+  return BestCopies(loads, experts, shape.sites, shape.ranks);
 }
 
 }  // namespace
@@ -96,12 +126,10 @@ Result<ExpertPlacement> BalanceExperts(std::span<const double> loads, const Bala
       return Bad("load of expert", static_cast<int64_t>(e), "must be finite and not negative");
   auto table = UsesHierarchy(shape) ? BalanceHierarchical(loads, shape) : BalanceGlobal(loads, shape);
   LM_ASSIGN_OR_RETURN(ExpertPlacement balanced, ExpertPlacement::FromTable(shape.experts, table));
-  // A heuristic may lose against the plain order where there is nothing to replicate; then the plain order stays.
-  if (shape.sites == shape.experts) {
-    ExpertPlacement plain = ExpertPlacement::Contiguous(shape.experts, shape.ranks);
-    if (MaxOverMean(plain, loads) <= MaxOverMean(balanced, loads)) return plain;
-  }
-  return balanced;
+  // A heuristic may lose against the plain order; then the plain order stays.
+  ExpertPlacement plain = ExpertPlacement::Contiguous(shape.experts, shape.ranks);
+  double least = MaxOverMean(balanced, loads) * (shape.sites == shape.experts ? 1 : 1 - 1e-9);
+  return MaxOverMean(plain, loads) <= least ? plain : balanced;
 }
 
 std::vector<double> RankLoads(const ExpertPlacement& placement, std::span<const double> loads) {

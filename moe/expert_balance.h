@@ -6,7 +6,9 @@
 //                 within few nodes; experts are replicated within their node; copies are packed to the node's ranks
 //   global        experts are replicated and packed over all ranks, regardless of groups
 // Added here: two copies of one expert never share a rank (the second would serve nothing), capacities may be uneven,
-// and packing ends with an exchange of copies between the heaviest rank and others as long as that lowers the maximum.
+// packing ends with an exchange of copies between the heaviest rank and others as long as that lowers the maximum, and
+// fewer copies or none are used (per node, or over all ranks) where that is more even: with few experts a rank the
+// described method can be less even with copies than without.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +23,7 @@ namespace latentmesh {
 struct BalanceShape {
   int experts = 0;
   int ranks = 1;
-  int sites = 0;                     // copies in all, experts + redundant; dealt to ranks by SplitRange
+  int sites = 0;                     // copies in all, at most: experts + redundant; dealt to ranks by SplitRange
   int groups = 1;                    // n_group of the router
   int nodes = 1;                     // node n owns the ranks [n, n + 1) * ranks / nodes
   bool global = false;               // never hierarchical: for one node per few groups, when evenness matters most
@@ -31,7 +33,8 @@ Status ValidateBalanceShape(const BalanceShape& shape);
 // Whether groups can be packed to nodes: nodes divide groups and ranks, groups divide experts, and there are two nodes.
 bool UsesHierarchy(const BalanceShape& shape);
 
-// The balanced placement; hierarchical where the shape allows it. loads[e] >= 0: tokens that chose expert e.
+// The balanced placement; hierarchical where the shape allows it, never less even than the same without copies or than
+// the contiguous one. At most SplitRange(sites, ranks, 0) copies a rank. loads[e] >= 0: tokens that chose expert e.
 // Deterministic: the same loads give the same placement on every rank. kInvalidArgument for a bad shape or load.
 Result<ExpertPlacement> BalanceExperts(std::span<const double> loads, const BalanceShape& shape);
 

@@ -23,15 +23,11 @@ std::vector<double> Zipf(int experts, double exponent, uint64_t seed) {
 
 // What any placement must satisfy: FromTable has already checked that every expert has a site and no rank holds one
 // twice.
-void ExpectExactCapacity(const ExpertPlacement& p, const BalanceShape& shape) {
+void ExpectCapacity(const ExpertPlacement& p, const BalanceShape& shape) {
   EXPECT_EQ(p.experts(), shape.experts);
   EXPECT_EQ(p.ranks(), shape.ranks);
-  EXPECT_EQ(p.sites(), shape.sites);
-  int least = shape.sites / shape.ranks;
-  for (int r = 0; r < p.ranks(); ++r) {
-    EXPECT_GE(p.LocalCount(r), least);
-    EXPECT_LE(p.LocalCount(r), least + 1);
-  }
+  EXPECT_LE(p.sites(), shape.sites);
+  EXPECT_LE(p.MaxLocalCount(), SplitRange(shape.sites, shape.ranks, 0).count);
 }
 
 TEST(ReplicateExperts, MinimisesTheHeaviestCopy) {
@@ -111,10 +107,10 @@ TEST_P(Balance, PropertiesOnZipfLoads) {
       SCOPED_TRACE(::testing::Message() << "exponent " << exponent << " seed " << seed);
       std::vector<double> loads = Zipf(g.experts, exponent, seed);
       ExpertPlacement p = BalanceExperts(loads, shape).value();
-      ExpectExactCapacity(p, shape);
+      ExpectCapacity(p, shape);
       EXPECT_EQ(p, BalanceExperts(loads, shape).value());
       double plain = MaxOverMean(ExpertPlacement::Contiguous(g.experts, g.ranks), loads);
-      EXPECT_LE(MaxOverMean(p, loads), plain * (1 + 1e-12));
+      EXPECT_LE(MaxOverMean(p, loads), plain * (1 + 2e-9));
       std::vector<double> ranks = RankLoads(p, loads);
       double sum = std::accumulate(loads.begin(), loads.end(), 0.0);
       EXPECT_NEAR(std::accumulate(ranks.begin(), ranks.end(), 0.0), sum, 1e-9 * sum);
@@ -128,6 +124,26 @@ INSTANTIATE_TEST_SUITE_P(
                       BalanceGrid{160, 8, 2, 16, 16},
                       BalanceGrid{64, 1, 1, 8, 0}, BalanceGrid{24, 4, 2, 4, 4}, BalanceGrid{13, 1, 1, 5, 3},
                       BalanceGrid{16, 4, 2, 4, 8}, BalanceGrid{5, 1, 1, 8, 0}, BalanceGrid{3, 1, 1, 4, 9}));
+
+// Up to the rounding (1e-9 in each of two choices) by which copies are preferred.
+TEST(BalanceExperts, CopiesAreNeverWorseThanNone) {
+  std::mt19937 random(4);
+  int used = 0;
+  for (int trial = 0; trial < 600; ++trial) {
+    int nodes = 1 << random() % 3, ranks = nodes * (1 + static_cast<int>(random() % 3));
+    int groups = nodes * (1 + static_cast<int>(random() % 2)), experts = groups * (1 + static_cast<int>(random() % 6));
+    BalanceShape none{experts, ranks, experts, groups, nodes, trial % 3 == 0}, some = none;
+    some.sites += static_cast<int>(random() % static_cast<uint32_t>(experts));
+    std::vector<double> loads(experts);
+    for (double& load : loads) load = random() % (trial % 2 == 0 ? 20 : 1000);
+    if (!ValidateBalanceShape(some).ok()) continue;
+    ExpertPlacement with = BalanceExperts(loads, some).value();
+    ExpectCapacity(with, some);
+    EXPECT_LE(MaxOverMean(with, loads), MaxOverMean(BalanceExperts(loads, none).value(), loads) * (1 + 3e-9)) << trial;
+    used += with.has_replicas();
+  }
+  EXPECT_GT(used, 200);
+}
 
 TEST(BalanceExperts, NearIdealWithRedundantExperts) {
   for (uint64_t seed = 0; seed < 5; ++seed) {

@@ -43,6 +43,8 @@ int LocalDispatcher::Plan(const DispatchParams& params, Stream& stream) {
   params_ = params;
   slots_per_row_ = std::max(1, std::min(params.k, params.placement->MaxLocalCount()));
   routing_.Read(ops_.device(), params, stream);
+  if (params_.spread != nullptr && rank_ == 0)
+    CountSpread(routing_.ids, params_.k, 0, *params_.placement, params_.ranks_per_node, *params_.spread);
   KeepOwn();
   SplitTokens();
   return static_cast<int>(round_begin_.size()) - 1;

@@ -180,6 +180,7 @@ void MoeLayer::RunExperts(TokenDispatcher& dispatcher, const TensorView& x, cons
   params.k = w_.config_.top_k;
   params.placement = &placement_;
   params.loads = loads_.data();
+  if (ranks_per_node_ > 0) params.spread = &spread_, params.ranks_per_node = ranks_per_node_;
   int rounds = PlanRounds(dispatcher, params, stream);
   for (int round = 0; round < rounds; ++round) {
     DispatchHandle handle = DispatchRound(dispatcher, round, stream);

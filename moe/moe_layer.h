@@ -91,6 +91,11 @@ class MoeLayer {
   std::span<const int64_t> loads() const { return loads_; }
   void ResetLoads();
 
+  // From now on counts, too, on how many ranks and nodes of so many ranks its tokens' experts lie as placed; 0: off. In
+  // ForwardReplicated, where all ranks see the same tokens, rank 0 counts for all.
+  void CountSpreadOver(int ranks_per_node) { ranks_per_node_ = ranks_per_node; }
+  const RoutingSpread& spread() const { return spread_; }
+
  private:
   void Route(const TensorView& x, Stream& stream);
   void RunExperts(TokenDispatcher& dispatcher, const TensorView& x, const TensorView& out, Stream& stream);
@@ -98,6 +103,8 @@ class MoeLayer {
   MoeWeights weights_;
   ExpertPlacement placement_;
   std::vector<int64_t> loads_;       // [E]
+  RoutingSpread spread_;
+  int ranks_per_node_ = 0;
 };
 
 }  // namespace latentmesh

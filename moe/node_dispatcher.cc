@@ -118,6 +118,8 @@ int NodeDispatcher::Plan(const DispatchParams& params, Stream& stream) {
   params_ = params;
   volume_ = {};
   routing_.Read(ops_.device(), params, stream);
+  if (params_.spread != nullptr)
+    CountSpread(routing_.ids, params_.k, ep_.rank(), *params_.placement, params_.ranks_per_node, *params_.spread);
   Publish(stream);
   if (!one_node()) SendChoices(stream);
   window_->Barrier("dispatch: tokens");

@@ -85,7 +85,7 @@ void Balancer::Gather(const Run& run) {
 
 // Ranks count what they route (or serve): the sum over a stage's ranks is the whole.
 void Balancer::Record(const std::vector<std::string>& gathered) {
-  size_t layer_bytes = sizeof(int64_t) * static_cast<size_t>(shape_.experts);
+  size_t load_bytes = sizeof(int64_t) * static_cast<size_t>(shape_.experts), layer_bytes = load_bytes + sizeof(RoutingSpread);
   if (stage_begin_.empty()) {
     stage_begin_.assign(1, 0);
     for (int stage = 0; stage < pp_; ++stage)
@@ -97,13 +97,18 @@ void Balancer::Record(const std::vector<std::string>& gathered) {
     placements_.assign(static_cast<size_t>(layers), ExpertPlacement::Contiguous(shape_.experts, shape_.ranks));
   }
   LoadMatrix now(seen_.layers, seen_.experts);
+  spread_.assign(static_cast<size_t>(seen_.layers), {});
   for (size_t rank = 0; rank < gathered.size(); ++rank) {
-    size_t stage = rank / static_cast<size_t>(shape_.ranks);
-    std::vector<int64_t> part(gathered[rank].size() / sizeof(int64_t));
-    std::memcpy(part.data(), gathered[rank].data(), gathered[rank].size());
-    size_t first = static_cast<size_t>(stage_begin_[stage]) * static_cast<size_t>(shape_.experts);
-    LM_CHECK(first + part.size() <= now.values.size());
-    for (size_t i = 0; i < part.size(); ++i) now.values[first + i] += part[i];
+    int layer = stage_begin_[rank / static_cast<size_t>(shape_.ranks)];
+    for (size_t at = 0; at < gathered[rank].size(); at += layer_bytes, ++layer) {
+      LM_CHECK(layer < now.layers && at + layer_bytes <= gathered[rank].size());
+      std::vector<int64_t> part(static_cast<size_t>(shape_.experts));
+      RoutingSpread spread;
+      std::memcpy(part.data(), gathered[rank].data() + at, load_bytes);
+      std::memcpy(&spread, gathered[rank].data() + at + load_bytes, sizeof spread);
+      for (size_t e = 0; e < part.size(); ++e) now.Layer(layer)[e] += part[e];
+      spread_[static_cast<size_t>(layer)] += spread;
+    }
   }
   for (int layer = 0; layer < now.layers; ++layer) {
     std::vector<int64_t> added(now.Layer(layer).begin(), now.Layer(layer).end());
@@ -143,6 +148,7 @@ void Balancer::Publish() {
   s.experts = shape_.experts;
   s.ranks = shape_.ranks;
   s.loads = seen_.values;
+  s.spread = spread_;
   s.max_over_mean = s.contiguous_max_over_mean = 0;
   LoadMatrix recent = recorder_.Recent();
   ExpertPlacement contiguous = ExpertPlacement::Contiguous(shape_.experts, shape_.ranks);

@@ -12,6 +12,7 @@
 
 #include "moe/expert_balance.h"
 #include "moe/load_recorder.h"
+#include "moe/routing_spread.h"
 #include "runtime/engine/balancer_command.h"
 #include "runtime/engine/rank_setup.h"
 
@@ -25,6 +26,7 @@ struct BalanceState {
   std::vector<int64_t> loads;              // [layers, experts] tokens that chose each expert since the start
   // Over the last windows, with replicas sharing evenly, as experts are placed now:
   std::vector<double> rank_loads;          // [layers, ranks] tokens
+  std::vector<RoutingSpread> spread;       // [layers] ranks and nodes of each token's experts, since the start
   double max_over_mean = 1;                // largest rank load over mean rank load, mean over layers
   double contiguous_max_over_mean = 1;     // the same if nothing had been moved
   int64_t layers_moved = 0;                // placements applied so far
@@ -59,6 +61,7 @@ class Balancer {
   int pp_ = 1;
   std::vector<int32_t> stage_begin_;       // [pp + 1] first layer of each stage
   LoadMatrix seen_;                        // cumulative, at the last gathering
+  std::vector<RoutingSpread> spread_;      // [layers], the same
   std::vector<ExpertPlacement> placements_;   // [layers]
   LoadRecorder recorder_;
   std::deque<Move> queue_;

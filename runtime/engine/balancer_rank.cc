@@ -40,14 +40,17 @@ RankBalancer::RankBalancer(const RankBalancerParts& parts)
     : p_(parts), staging_(parts.device, StagingBytes(*parts.weights, parts.slots)) {
   for (const ExpertWeights* experts : RoutedWeights(*p_.weights)) weights_.push_back(*experts);
   LM_CHECK(weights_.size() == p_.layers.size());
+  for (MoeLayer* layer : p_.layers) layer->CountSpreadOver(p_.ranks_per_node);
 }
 
 std::vector<std::string> RankBalancer::Execute(const BalanceCommand& command) {
   if (command.kind == BalanceKind::kGatherLoads) {
     RecordFlight(-1, "gathering expert loads");
     std::string bytes;
-    for (const MoeLayer* layer : p_.layers)
+    for (const MoeLayer* layer : p_.layers) {
       bytes.append(reinterpret_cast<const char*>(layer->loads().data()), layer->loads().size_bytes());
+      bytes.append(reinterpret_cast<const char*>(&layer->spread()), sizeof(RoutingSpread));
+    }
     return p_.control->Gather(bytes);
   }
   if (command.stage != p_.stage) return {};

@@ -22,6 +22,7 @@ struct RankBalancerParts {             // all outlive the balancer
   ModelWeights* weights = nullptr;
   std::vector<MoeLayer*> layers;       // of this stage, in order, the draft layer last
   int stage = 0;
+  int ranks_per_node = 0;              // to count the routing's spread over nodes; 0: not counted
   int32_t slots = 0;                   // experts a layer's weights have room for on this rank
   Communicator* ep = nullptr;
   ControlChannel* control = nullptr;
@@ -35,8 +36,8 @@ class RankBalancer {
   explicit RankBalancer(const RankBalancerParts& parts);
   static size_t StagingBytes(const ModelWeights& weights, int32_t slots);
 
-  // Collective over the world; between steps. kGatherLoads, on rank 0: each rank's loads as int64 [layers, experts] since
-  // the start, by rank; else empty. Throws Error when a peer fails or the command does not fit this model.
+  // Collective over the world; between steps. kGatherLoads, on rank 0: by rank, a layer's loads int64 [experts] and
+  // RoutingSpread since the start, layer after layer; else empty. Throws Error when a peer fails or the command does not fit this model.
   std::vector<std::string> Execute(const BalanceCommand& command);
 
  private:

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/status.h"
+#include "moe/routing_spread.h"
 #include "parallel/bootstrap.h"
 #include "parallel/communicator.h"
 #include "runtime/config/model_config.h"
@@ -53,6 +54,7 @@ struct EngineStats {
   std::vector<double> expert_rank_load;   // [expert_layers * expert_ranks] tokens of the last windows, as experts lie now
   double expert_max_over_mean = 1;     // heaviest rank over mean, mean over layers, of these
   double expert_contiguous_max_over_mean = 1;   // the same if no expert had been moved
+  std::vector<RoutingSpread> expert_spread;     // [expert_layers] ranks and nodes of each token's experts, since the start
   int64_t expert_layers_moved = 0;     // placements applied
   int64_t experts_sent = 0;            // copies sent between ranks for them
   int64_t restarts = 0;                // of the ranks, under a front end that outlives them (launch/resilient)

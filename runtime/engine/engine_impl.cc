@@ -157,6 +157,7 @@ EngineStats EngineImpl::Stats() const {
   stats.expert_layers = balance.layers;
   stats.expert_ranks = balance.ranks;
   stats.expert_rank_load = std::move(balance.rank_loads);
+  stats.expert_spread = std::move(balance.spread);
   stats.expert_max_over_mean = balance.max_over_mean;
   stats.expert_contiguous_max_over_mean = balance.contiguous_max_over_mean;
   stats.expert_layers_moved = balance.layers_moved;

@@ -12,6 +12,9 @@ constexpr int64_t kTryEveryWhenOff = 128; // longer, so that the draft layer's c
 constexpr double kCostRate = 0.2;         // weight of the latest step in the moving means
 constexpr double kOutlier = 1.25;         // times the mean: a step counts as no longer than that
 constexpr double kAcceptanceRate = 0.05;
+// Tokens a second that drafts must promise over none: near break-even the acceptance's noise alone would choose them, and a
+// wrong draft costs more than a missed one brings.
+constexpr double kWorthDrafting = 1.05;
 
 }  // namespace
 
@@ -46,6 +49,7 @@ int32_t DraftController::Best(int bucket) const {
     if (step.samples < kWarmSamples) return k;
     double seconds = step.seconds + drafting_[static_cast<size_t>(bucket)][static_cast<size_t>(k)].seconds;
     double rate = ExpectedTokens(k) / seconds;
+    if (k == 0) rate *= kWorthDrafting;
     if (rate > best_rate) best = k, best_rate = rate;
   }
   return best;

@@ -12,7 +12,7 @@
 namespace latentmesh {
 
 // Chooses the number of drafts for the next step from measured acceptance and measured step times, so that drafting is off
-// when it does not pay. Not thread-safe.
+// when it does not pay by at least 5 %. Not thread-safe.
 class DraftController {
  public:
   // With adapt == false it always chooses `most`.

@@ -57,9 +57,10 @@ Status Worker::Allocate(const StoredDType& stored) {
   logits_in_ = ReserveLogitsInbox(setup_, step_arena_);
   cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
   exchange_ = std::make_unique<BlockExchange>(*cache_, *comms_.dp, *stream_);
+  int counted = setup_.options.balance_interval > 0 ? std::max(1, setup_.options.ranks_per_node) : 0;
   if (moe_ != nullptr)
     balancer_ = std::make_unique<RankBalancer>(RankBalancerParts{&weights_, decoder_->AllMoeLayers(), setup_.shard.pp_rank,
-                                                                 setup_.weight_options.expert_slots, comms_.ep.get(), &control_,
+                                                                 counted, setup_.weight_options.expert_slots, comms_.ep.get(), &control_,
                                                                  &device_, stream_.get()});
   return Status::Ok();
 }

@@ -45,6 +45,22 @@ TEST(Generate, JsonHasIdsTextReasonAndTimings) {
   EXPECT_GT(lines[0].at("timings").at("total_s").to_number<double>(), 0);
 }
 
+TEST(Generate, JsonHasAcceptanceWhenDraftsAreOn) {
+  std::string base = std::string(kDemo) + "--prompt 'And God said' --temperature 0 --max-tokens 24 --ignore-eos --format json";
+  auto plain = JsonLines(RunProgram(1, base).out).at(0);
+  EXPECT_FALSE(plain.as_object().contains("speculation"));
+  auto drafted = JsonLines(RunProgram(1, base + " --speculative-tokens 2 --speculative-fixed").out).at(0);
+  EXPECT_EQ(Ids(drafted), Ids(plain));
+  const json::value& s = drafted.at("speculation");
+  double steps = s.at("drafts").to_number<double>(), drafts = s.at("draft_tokens").to_number<double>();
+  double accepted = s.at("accepted_tokens").to_number<double>();
+  EXPECT_GT(steps, 0);
+  EXPECT_GT(drafts, steps);
+  EXPECT_GT(accepted, 0);
+  EXPECT_NEAR(s.at("acceptance_rate").to_number<double>(), accepted / drafts, 1e-5);
+  EXPECT_NEAR(s.at("acceptance_length").to_number<double>(), 1 + accepted / steps, 1e-4);
+}
+
 TEST(Generate, PromptsFileIdsAndChat) {
   Outcome run =
       RunProgram(1, std::string(kDemo) + "--prompt-ids 0,5,6 --prompts-file .gitignore --max-tokens 3 --format json");
