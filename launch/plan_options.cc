@@ -17,32 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct ModelSource {
-  ModelConfig config;
-  StoredDType stored;
-  std::string from;
-};
-
-Result<ModelSource> ReadModel(const std::string& path) {
-  ModelSource source;
-  bool folder = fs::is_directory(path);
-  if (folder) {
-    LM_ASSIGN_OR_RETURN(source.config, LoadModelConfig(path));
-  } else {
-    LM_ASSIGN_OR_RETURN(std::string json, ReadFile(path));
-    LM_ASSIGN_OR_RETURN(source.config, ParseModelConfig(json, path));
-  }
-  if (Result<Checkpoint> found = folder ? Checkpoint::Open(path) : Result<Checkpoint>(IoError("")); found.ok()) {
-    auto checkpoint = std::make_shared<Checkpoint>(std::move(*found));
-    source.stored = [checkpoint](const std::string& name) { return checkpoint->StoredDType(name); };
-    source.from = "the checkpoint's own headers";
-    return source;
-  }
-  LM_ASSIGN_OR_RETURN(source.stored, PublishedFormats(source.config));
-  source.from = "config.json";
-  return source;
-}
-
 // Puts the flag over the machine's value, or notes that the value was assumed.
 class MachineFlags {
  public:
@@ -103,6 +77,26 @@ Result<Hardware> ReadMachine(const PlanFlags& f, std::vector<std::string>& assum
 }
 
 }  // namespace
+
+Result<ModelSource> ReadModelSource(const std::string& path) {
+  ModelSource source;
+  bool folder = fs::is_directory(path);
+  if (folder) {
+    LM_ASSIGN_OR_RETURN(source.config, LoadModelConfig(path));
+  } else {
+    LM_ASSIGN_OR_RETURN(std::string json, ReadFile(path));
+    LM_ASSIGN_OR_RETURN(source.config, ParseModelConfig(json, path));
+  }
+  if (Result<Checkpoint> found = folder ? Checkpoint::Open(path) : Result<Checkpoint>(IoError("")); found.ok()) {
+    auto checkpoint = std::make_shared<Checkpoint>(std::move(*found));
+    source.stored = [checkpoint](const std::string& name) { return checkpoint->StoredDType(name); };
+    source.from = "the checkpoint's own headers";
+    return source;
+  }
+  LM_ASSIGN_OR_RETURN(source.stored, PublishedFormats(source.config));
+  source.from = "config.json";
+  return source;
+}
 
 void PlanFlags::Register(FlagSet& flags) {
   flags.Section("Model (no weights needed)");
@@ -166,7 +160,7 @@ Result<double> ParseQuantity(const std::string& flag, const std::string& text, d
 
 Result<PlanQuestion> ReadPlanQuestion(const PlanFlags& f) {
   PlanQuestion question;
-  LM_ASSIGN_OR_RETURN(ModelSource model, ReadModel(f.model));
+  LM_ASSIGN_OR_RETURN(ModelSource model, ReadModelSource(f.model));
   PlanRequest& request = question.request;
   request.config = std::move(model.config);
   request.stored = std::move(model.stored);

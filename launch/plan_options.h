@@ -31,6 +31,15 @@ struct PlanFlags {
   void Register(FlagSet& flags);
 };
 
+// A model's config, and the dtypes of its tensors with where they come from: the headers of a checkpoint folder's files, or
+// config.json alone.
+struct ModelSource {
+  ModelConfig config;
+  StoredDType stored;
+  std::string from;
+};
+Result<ModelSource> ReadModelSource(const std::string& path);
+
 struct PlanQuestion {
   PlanRequest request;
   std::string formats_from;              // where the dtypes come from

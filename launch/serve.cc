@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <thread>
 
@@ -13,6 +14,7 @@
 #include "launch/http/front_end.h"
 #include "launch/http/server.h"
 #include "launch/log.h"
+#include "launch/plan_options.h"
 #include "launch/resilient/backend.h"
 #include "launch/resilient/launched_job.h"
 #include "launch/resilient/remote_engine.h"
@@ -38,7 +40,7 @@ class ServeCommand : public Command {
  private:
   Status Prepare();
   Result<SamplingParams> Defaults(const Engine& engine) const;
-  Status Serve(Engine& engine, const std::string& layout);
+  Status Serve(Engine& engine, std::function<std::string()> layout);
   void RegisterResilience(FlagSet& flags);
   Status RunResilient(Job& job);
   void WatchSignals(FrontEnd& front_end, std::atomic<bool>& stop);
@@ -129,18 +131,22 @@ Status ServeCommand::RunResilient(Job& job) {
   if (model_.engine.model.empty()) return InvalidArgument("--resilient: needs --model");
   SetLogLevel(model_.log_level);
   LM_RETURN_IF_ERROR(Prepare());
-  LM_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(model_.engine.model));
+  PlanRequest model;
+  LM_ASSIGN_OR_RETURN(model.engine, model_.Resolve());
+  LM_ASSIGN_OR_RETURN(ModelSource source, ReadModelSource(model_.engine.model));
+  model.config = source.config;
+  model.stored = source.stored;
   std::unique_ptr<Tokenizer> tokenizer;
   if (std::filesystem::exists(std::filesystem::path(model_.engine.model) / "tokenizer.json")) {
     LM_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(model_.engine.model));
   }
-  LM_ASSIGN_OR_RETURN(auto ranks, LaunchedJob::Create(launch_, RanksCommand(), config, model_.engine.layout));
+  LM_ASSIGN_OR_RETURN(auto ranks, LaunchedJob::Create(launch_, RanksCommand(), model));
   remote_.local_only = ranks->local_only();
   remote_.seed = model_.engine.seed;
-  LM_ASSIGN_OR_RETURN(auto engine, RemoteEngine::Create(*ranks, config, tokenizer.get(), remote_));
+  LM_ASSIGN_OR_RETURN(auto engine, RemoteEngine::Create(*ranks, model.config, tokenizer.get(), remote_));
   StopSignals signals;
   LM_RETURN_IF_ERROR(engine->Begin(StopSignals::requested()));
-  return Serve(*engine, engine->layout());
+  return Serve(*engine, [&] { return engine->layout(); });
 }
 
 Status ServeCommand::Run(Job& job) {
@@ -150,7 +156,7 @@ Status ServeCommand::Run(Job& job) {
   LM_RETURN_IF_ERROR(AgreeOnInput(job, job.rank() == 0 ? Prepare() : Status::Ok()));
   LM_ASSIGN_OR_RETURN(auto runtime, StartRuntime(job, model_));
   return RunOnRankZero(*runtime, [&](Engine& engine) {
-    return Serve(engine, ToString(runtime->layout()) + " on " + runtime->device_name());
+    return Serve(engine, [text = ToString(runtime->layout()) + " on " + runtime->device_name()] { return text; });
   });
 }
 
@@ -174,11 +180,11 @@ void ServeCommand::WatchSignals(FrontEnd& front_end, std::atomic<bool>& stop) {
   });
 }
 
-Status ServeCommand::Serve(Engine& engine, const std::string& layout) {
+Status ServeCommand::Serve(Engine& engine, std::function<std::string()> layout) {
   TextCodec codec = TextCodec::Open(engine.tokenizer());
   LM_ASSIGN_OR_RETURN(SamplingParams defaults, Defaults(engine));
   front_end_.served_model = served_model_name_.empty() ? model_.engine.model : served_model_name_;
-  front_end_.layout = layout;
+  front_end_.layout = std::move(layout);
   ApiContext context{&codec, engine.config().vocab_size, engine.max_model_len(), std::move(defaults)};
   std::unique_ptr<TokenGrammars> grammars;
   if (engine.tokenizer() != nullptr) grammars = std::make_unique<TokenGrammars>(*engine.tokenizer());

@@ -28,7 +28,7 @@ struct FrontEndOptions {
   double request_timeout = 0;              // seconds from arrival to the last token; 0: none
   double health_timeout = 30;              // seconds without a step or an idle round of the engine
   size_t max_lag = 4 << 20;                // bytes a streaming client may fall behind
-  std::string layout;                      // for the page
+  std::function<std::string()> layout;     // for the page; may change
 };
 
 class FrontEnd {

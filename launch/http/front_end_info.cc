@@ -185,7 +185,7 @@ void FrontEnd::SendStats() {
 std::string FrontEnd::StatsJson() {
   EngineStats stats = engine_.Stats();
   return json::serialize(json::object{
-      {"model", options_.served_model}, {"layout", options_.layout}, {"version", LATENTMESH_VERSION},
+      {"model", options_.served_model}, {"layout", options_.layout ? options_.layout() : ""}, {"version", LATENTMESH_VERSION},
       {"running", stats.running}, {"waiting", stats.waiting}, {"queued", waiting_},
       {"cache_usage", stats.cache_usage}, {"steps", stats.steps}, {"prompt_tokens", stats.prompt_tokens},
       {"generated_tokens", stats.generated_tokens}, {"preemptions", stats.preemptions},

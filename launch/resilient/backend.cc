@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "launch/log.h"
@@ -31,6 +32,12 @@ Result<std::string> ReadLine(int descriptor) {
     line += byte;
   }
   return InvalidArgument("--backend: no line came from standard input; it is for the ranks that serve --resilient starts");
+}
+
+uint64_t LeastAvailable(const Runtime& runtime) {
+  uint64_t least = UINT64_MAX;
+  for (const MemoryPlan& plan : runtime.memory_plans()) least = std::min(least, plan.available);
+  return least;
 }
 
 }  // namespace
@@ -180,7 +187,8 @@ Status RunBackend(Job& job, const ModelFlags& flags) {
     const ParallelConfig& layout = runtime->layout();
     int64_t cache_tokens = runtime->memory_plan().cache_blocks * runtime->options().block_size * layout.cp;
     link->Serve(engine, grammars.get(),
-                {job.size(), engine.max_model_len(), cache_tokens, ToString(layout) + " on " + runtime->device_name()});
+                {job.size(), engine.max_model_len(), cache_tokens, ToString(layout) + " on " + runtime->device_name(),
+                 LeastAvailable(*runtime), runtime->options().device == "cuda"});
     return Status::Ok();
   });
 }

@@ -56,19 +56,8 @@ std::vector<std::string> WithoutFlags(const std::vector<std::string>& arguments,
   return kept;
 }
 
-Result<RankLayout> FittingLayout(const ModelConfig& config, const ParallelConfig& wanted, int most) {
-  for (int ranks = most; ranks > 0; --ranks) {
-    for (const ParallelConfig& wish : {wanted, ParallelConfig{0, 0, 0, 0}}) {
-      Result<ParallelConfig> layout = ChooseLayout(config, wish, ranks);
-      bool whole = layout.ok() && layout->tp * layout->dp * layout->pp == ranks;
-      if (whole && ValidateLayout(config, *layout).ok()) return RankLayout{ranks, *layout};
-    }
-  }
-  return InvalidArgument(fmt::format("no layout of this model fits {} ranks or fewer", most));
-}
-
 Result<std::unique_ptr<LaunchedJob>> LaunchedJob::Create(const LaunchOptions& options, RankCommand command,
-                                                         const ModelConfig& config, const ParallelConfig& wanted) {
+                                                         PlanRequest model) {
   LaunchOptions filled = options;
   bool slurm = !EnvironmentVariable("SLURM_JOB_ID").empty();
   std::vector<std::string> hosts = SplitHosts(options.hosts);
@@ -83,14 +72,14 @@ Result<std::unique_ptr<LaunchedJob>> LaunchedJob::Create(const LaunchOptions& op
   if (filled.probe.empty())
     filled.probe = slurm ? "srun --overlap --immediate=5 --quiet -N1 -n1 -w {host} true"
                          : "ssh -o BatchMode=yes -o ConnectTimeout=5 {host} true";
-  std::unique_ptr<LaunchedJob> job(new LaunchedJob(filled, std::move(command), config, wanted, std::move(hosts)));
+  std::unique_ptr<LaunchedJob> job(new LaunchedJob(filled, std::move(command), std::move(model), std::move(hosts)));
   job->slurm_ = slurm;
   return job;
 }
 
-LaunchedJob::LaunchedJob(const LaunchOptions& options, RankCommand command, const ModelConfig& config,
-                         const ParallelConfig& wanted, std::vector<std::string> hosts)
-    : options_(options), command_(std::move(command)), config_(config), wanted_(wanted),
+LaunchedJob::LaunchedJob(const LaunchOptions& options, RankCommand command, PlanRequest model,
+                         std::vector<std::string> hosts)
+    : options_(options), command_(std::move(command)), model_(std::move(model)),
       hosts_(std::move(hosts), options.host_failures) {}
 
 // All at once, by one shell. This host is not asked.
@@ -142,7 +131,7 @@ std::vector<std::string> LaunchedJob::LauncherWords(const std::vector<std::strin
   return words;
 }
 
-std::vector<std::string> LaunchedJob::ProgramWords(int ranks) const {
+std::vector<std::string> LaunchedJob::ProgramWords(const RankLayout& chosen) const {
   std::vector<std::string> words;
   bool by_script = options_.launcher.empty() && !slurm_;      // launch/mpirun.sh adds both
   if (!by_script) {
@@ -150,12 +139,21 @@ std::vector<std::string> LaunchedJob::ProgramWords(int ranks) const {
     words.push_back(command_.program);
   }
   words.insert(words.end(), command_.arguments.begin(), command_.arguments.end());
-  if (ranks == 0) return words;
+  if (chosen.ranks == 0) return words;
   words = WithoutFlags(words, {"--tp", "--dp", "--pp", "--cp"});
-  ParallelConfig layout = FittingLayout(config_, wanted_, ranks)->layout;
+  const ParallelConfig& layout = chosen.layout;
   for (auto [flag, value] : {std::pair("--tp", layout.tp), {"--dp", layout.dp}, {"--pp", layout.pp}, {"--cp", layout.cp}})
     words.insert(words.end(), {flag, std::to_string(value)});
   return words;
+}
+
+Result<RankLayout> LaunchedJob::ChooseRanks(int ranks, bool all_hosts) const {
+  ranks = std::min(ranks, options_.ranks);
+  if (!all_hosts) return FittingLayout(WithMemory(model_, memory_), ranks);
+  // As the user said, or not at all.
+  LM_ASSIGN_OR_RETURN(ParallelConfig layout, ChooseLayout(model_.config, model_.engine.layout, ranks));
+  LM_RETURN_IF_ERROR(ValidateLayout(model_.config, layout));
+  return FittingLayout(WithMemory(model_, {}), ranks);
 }
 
 Status LaunchedJob::Start(const std::string& rendezvous) {
@@ -168,18 +166,15 @@ Status LaunchedJob::Start(const std::string& rendezvous) {
     else LogWarning("none of the hosts answers; trying all of them");
     ranks = Rounded(ranks, hosts_.all().size()) * static_cast<int>(hosts.size());
   }
-  if (ranks > 0 && hosts.size() == hosts_.all().size()) {      // all there: as the user said, or not at all
-    LM_ASSIGN_OR_RETURN(ParallelConfig layout, ChooseLayout(config_, wanted_, ranks));
-    LM_RETURN_IF_ERROR(ValidateLayout(config_, layout));
-  }
+  RankLayout chosen;
   if (ranks > 0) {
-    LM_ASSIGN_OR_RETURN(RankLayout fitting, FittingLayout(config_, wanted_, std::min(ranks, options_.ranks)));
-    ranks = fitting.ranks;
+    LM_ASSIGN_OR_RETURN(chosen, ChooseRanks(ranks, hosts.size() == hosts_.all().size()));
+    ranks = chosen.ranks;
     if (hosts.size() > static_cast<size_t>(ranks)) hosts.resize(static_cast<size_t>(ranks));
-    LogInfo(fmt::format("starting {} ranks ({}){}{}", ranks, ToString(fitting.layout), hosts.empty() ? "" : " on ",
+    LogInfo(fmt::format("starting {} ranks ({}){}{}", ranks, ToString(chosen.layout), hosts.empty() ? "" : " on ",
                         JoinHosts(hosts)));
   }
-  std::vector<std::string> words = LauncherWords(hosts, ranks), program = ProgramWords(ranks);
+  std::vector<std::string> words = LauncherWords(hosts, ranks), program = ProgramWords(chosen);
   words.insert(words.end(), program.begin(), program.end());
   {
     std::lock_guard lock(hosts_mutex_);

@@ -8,10 +8,9 @@
 #include <vector>
 
 #include "launch/resilient/child_process.h"
+#include "launch/resilient/fitting_layout.h"
 #include "launch/resilient/host_list.h"
 #include "launch/resilient/restartable_job.h"
-#include "parallel/process_mesh.h"
-#include "runtime/config/model_config.h"
 
 namespace latentmesh {
 
@@ -31,26 +30,28 @@ struct RankCommand {
 
 class LaunchedJob : public RestartableJob {
  public:
-  // `wanted`: the layout the user asked for (0: choose). kInvalidArgument: hosts or ranks make no sense.
-  static Result<std::unique_ptr<LaunchedJob>> Create(const LaunchOptions& options, RankCommand command,
-                                                     const ModelConfig& config, const ParallelConfig& wanted);
+  // `model`: config, dtypes and engine options with the layout the user asked for (0: choose). kInvalidArgument: hosts or
+  // ranks make no sense.
+  static Result<std::unique_ptr<LaunchedJob>> Create(const LaunchOptions& options, RankCommand command, PlanRequest model);
 
   Status Start(const std::string& rendezvous) override;
   std::optional<int> ExitCode() override { return process_ == nullptr ? last_code_ : process_->ExitCode(); }
   void End(bool broken) override;
+  void Serves(const Ready& ready) override { memory_ = {ready.available, ready.gpu, ready.max_model_len}; }
   bool local_only() const { return hosts_.all().empty() && !slurm_ && options_.launcher.empty(); }
 
  private:
-  LaunchedJob(const LaunchOptions& options, RankCommand command, const ModelConfig& config, const ParallelConfig& wanted,
-              std::vector<std::string> hosts);
+  LaunchedJob(const LaunchOptions& options, RankCommand command, PlanRequest model, std::vector<std::string> hosts);
   std::vector<std::string> Answering();
   std::vector<std::string> LauncherWords(const std::vector<std::string>& hosts, int ranks) const;
-  std::vector<std::string> ProgramWords(int ranks) const;
+  // Of `ranks` ranks, or fewer where only they have a layout that fits.
+  Result<RankLayout> ChooseRanks(int ranks, bool all_hosts) const;
+  std::vector<std::string> ProgramWords(const RankLayout& chosen) const;
 
   LaunchOptions options_;
   RankCommand command_;
-  const ModelConfig& config_;
-  ParallelConfig wanted_;
+  PlanRequest model_;
+  RankMemory memory_;                  // of the last start
   bool slurm_ = false;
   bool started_ = false;
   std::mutex hosts_mutex_;             // the reader of the job's messages notes deaths
@@ -58,13 +59,6 @@ class LaunchedJob : public RestartableJob {
   std::unique_ptr<ChildProcess> process_;
   std::optional<int> last_code_;
 };
-
-struct RankLayout {
-  int ranks = 0;
-  ParallelConfig layout;
-};
-// The most ranks up to `most` for which there is a layout: as wanted, else any. kInvalidArgument: not even for one.
-Result<RankLayout> FittingLayout(const ModelConfig& config, const ParallelConfig& wanted, int most);
 
 // `arguments` without the flags of these names and their values ("--tp 4", "--tp=4").
 std::vector<std::string> WithoutFlags(const std::vector<std::string>& arguments, const std::vector<std::string>& names);

@@ -45,7 +45,12 @@ TEST(LaunchedJobTest, FlagsAreTakenOutWithTheirValues) {
 TEST(LaunchedJobTest, FewerRanksGetALayoutThatFits) {
   auto config = LoadModelConfig("launch/demo");
   ASSERT_TRUE(config.ok());
-  auto fitting = [&](const ParallelConfig& wanted, int most) { return FittingLayout(*config, wanted, most).value(); };
+  auto fitting = [&](const ParallelConfig& wanted, int most) {
+    PlanRequest request;
+    request.config = *config;
+    request.engine.layout = wanted;
+    return FittingLayout(WithMemory(request, {}), most).value();      // no memory is known yet
+  };
   RankLayout four = fitting({2, 2, 1, 1}, 4);
   EXPECT_EQ(four.ranks, 4);
   EXPECT_EQ(ToString(four.layout), "tp2 dp2 pp1 cp1");

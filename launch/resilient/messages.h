@@ -30,6 +30,8 @@ struct Ready {
   int32_t max_model_len = 0;
   int64_t cache_tokens = 0;            // the longest sequence the cache of a shard can hold
   std::string layout;
+  uint64_t available = 0;              // bytes a rank had free before it loaded the model, the least of all ranks
+  bool gpu = false;
 };
 
 struct Refused {
@@ -63,7 +65,7 @@ void Fields(Io& io, M& m) {
 template <typename Io, typename M>
   requires std::is_same_v<std::remove_const_t<M>, Ready>
 void Fields(Io& io, M& m) {
-  io(m.ranks, m.max_model_len, m.cache_tokens, m.layout);
+  io(m.ranks, m.max_model_len, m.cache_tokens, m.layout, m.available, m.gpu);
 }
 template <typename Io, typename M>
   requires std::is_same_v<std::remove_const_t<M>, Refused>

@@ -112,6 +112,11 @@ EngineStats RemoteEngine::Stats() const {
   return stats;
 }
 
+std::string RemoteEngine::layout() const {
+  std::lock_guard lock(mutex_);
+  return layout_;
+}
+
 // ---- main thread ----
 
 Status RemoteEngine::Begin(const std::atomic<bool>& stop) {
@@ -267,13 +272,14 @@ void RemoteEngine::OnReady(const Ready& ready) {
     LogInfo(fmt::format("the ranks are back after {:.1f} s ({} ranks, {}); {} open requests go on", SecondsSince(lost_at_),
                         ready.ranks, ready.layout, open_.size()));
   }
-  ready_ = ready;
+  job_.Serves(ready);
   max_model_len_ = ready.max_model_len;
   cache_tokens_ = ready.cache_tokens;
   was_ready_ = true;
   state_ = State::kServing;
   std::lock_guard lock(mutex_);
   serving_ = true;
+  layout_ = ready.layout;
   stats_at_ = Clock::now();
   for (const Request* request : open_.InOrder()) {
     AppendMessage(outbox_, MessageType::kSubmit, ToWire(*request));

@@ -38,8 +38,7 @@ class RemoteEngine : public Engine {
   // Starts the job for the first time and waits until it has loaded the model. A job that ends before is not restarted;
   // its exit code comes back as the status's. kCancelled: `stop` was set.
   Status Begin(const std::atomic<bool>& stop);
-  void BreakForTest() { Lose("broken by a test"); }              // as if rank 0 had died now
-  const std::string& layout() const { return ready_.layout; }     // of the present or last job; main thread
+  std::string layout() const;                                     // of the present or last job; any thread
 
   Status Submit(Request request) override;
   void Cancel(const std::string& request_id) override;
@@ -57,6 +56,7 @@ class RemoteEngine : public Engine {
   int max_model_len() const override { return max_model_len_; }
 
  private:
+  friend struct RemoteEngineBreaker;                 // of the tests: loses the ranks when it likes
   using Clock = std::chrono::steady_clock;
   enum class State { kDown, kStarting, kServing };   // kStarting: rank 0 has not said kReady
 
@@ -86,7 +86,6 @@ class RemoteEngine : public Engine {
   std::vector<std::unique_ptr<FrameSocket>> callers_;   // have not said who they are
   std::unique_ptr<FrameSocket> link_;                // rank 0
   std::string token_;
-  Ready ready_;
   Clock::time_point started_, next_start_, last_sent_, lost_at_;
   int restarts_in_a_row_ = 0;
   bool was_ready_ = false;
@@ -95,6 +94,7 @@ class RemoteEngine : public Engine {
   std::atomic<int64_t> cache_tokens_{0};
   mutable std::mutex mutex_;                         // guards what follows
   bool serving_ = false;
+  std::string layout_;
   OpenRequests open_;
   std::string outbox_;                               // frames for rank 0
   EngineStats stats_, before_;                       // of the present job; counters of those before it

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/status.h"
+#include "launch/resilient/messages.h"
 
 namespace latentmesh {
 
@@ -20,6 +21,8 @@ class RestartableJob {
   // Ends what still runs, softly first; returns once nothing is left on this machine, within half a minute. `broken`: the
   // job is ending by itself and is given time for that.
   virtual void End(bool broken) = 0;
+  // They have loaded the model.
+  virtual void Serves(const Ready&) {}
 };
 
 }  // namespace latentmesh

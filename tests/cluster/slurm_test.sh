@@ -1,5 +1,5 @@
 #!/bin/bash
-# slurm_test.sh slurm PROGRAM: the scripts of launch/slurm on a real Slurm of 2 nodes with 2 ranks each, one a network
+# slurm_test.sh slurm|CASE PROGRAM: the scripts of launch/slurm on a real Slurm of 2 nodes with 2 ranks each, one a network
 # namespace (hosts.sh). Exit code 77: skipped, and why.
 set -u
 export PROGRAM=$2
@@ -222,12 +222,105 @@ serve_ends() {
   echo "ok: serve answers, and scancel ends it"
 }
 
+# The text of a greedy answer of 300 tokens, streamed; "INCOMPLETE" where its end is missing.
+stream_text() {
+  on0 curl -sN --max-time 120 http://127.0.0.1:8078/v1/completions -H 'Content-Type: application/json' \
+    -d '{"prompt": "In the beginning", "max_tokens": 300, "temperature": 0, "ignore_eos": true, "stream": true}' > "$1"
+  grep -q '^data: \[DONE\]' "$1" || echo INCOMPLETE >> "$1"
+  sed -n 's/^data: .*"text":"\(.*\)","logprobs".*/\1/p; /^INCOMPLETE/p' "$1" | tr -d '\n' > "$1.text"
+}
+
+wait_serving() {
+  local i
+  for ((i = 0; i < 900; ++i)); do
+    on0 curl -s http://127.0.0.1:8078/metrics | grep -q "^latentmesh:engine_restarts_total $1" &&
+      on0 curl -sf http://127.0.0.1:8078/health > /dev/null && return
+    sleep 0.1
+  done
+  fail "no start number $1 of the ranks within 90 s"
+}
+
+# stream_through N FAULT...: a stream during which FAULT happens, which is the Nth; it must read as the undisturbed one.
+stream_through() {
+  local number=$1 i
+  shift
+  stream_text "$dir/s$number" &
+  local stream=$!
+  for ((i = 0; i < 200; ++i)); do
+    [ "$(grep -c '^data' "$dir/s$number" 2> /dev/null)" -gt 5 ] && break
+    sleep 0.02
+  done
+  "$@"
+  wait_serving "$number"
+  wait $stream
+  cmp "$dir/s0.text" "$dir/s$number.text" || fail "the stream reads differently after: $*"
+  echo "ok: a stream went on after: $*"
+}
+
+kill_rank_on() { kill -9 "$(hosts_pids "$1" latentmesh | tail -1)"; }
+
+# The front end is the batch script itself.
+resilient_start() {
+  command -v curl > /dev/null || { echo "no curl: serve is not tried"; return 1; }
+  job=$(submit RESILIENT=1 HOST=127.0.0.1 PORT=8078 LATENTMESH_QUIET_BINDING=1 \
+    FLAGS="--tp 2 --dp 2 --threads 1 --max-seqs 4 --step-timeout 3 --idle-timeout 4" \
+    $(sbatch_on_both --no-kill --signal=B:TERM@60 "$root/launch/slurm/serve.sbatch"))
+  wait_serving 0
+  stream_text "$dir/s0"
+  [ "$(stat -c %s "$dir/s0.text")" -gt 300 ] || fail "no undisturbed text"
+  if grep -q INCOMPLETE "$dir/s0.text"; then fail "the undisturbed stream is incomplete"; fi
+}
+
+resilient_stop() {
+  local i
+  grep -ho 'starting [0-9].*\|the ranks are .*' "$dir"/work/latentmesh-serve-"$job".log
+  on0 scancel --signal=TERM --batch "$job"             # as --signal=B:TERM@60 does
+  wait_state "$job" "CANCELLED|FAILED|COMPLETED" 30
+  for ((i = 0; i < 100; ++i)); do
+    [ -z "$(hosts_pids node0 latentmesh)$(hosts_pids node1 latentmesh)" ] && break
+    sleep 0.1
+  done
+  [ -z "$(hosts_pids node0 latentmesh)$(hosts_pids node1 latentmesh)" ] || fail "ranks are left"
+  grep -q "the server has shut down" "$dir"/work/latentmesh-serve-"$job".log || fail "it did not drain"
+}
+
+resilient_serve_goes_on() {
+  local job
+  resilient_start || return
+  stream_through 1 kill_rank_on node1
+  resilient_stop
+  echo "ok: serve --resilient in a job"
+}
+
+# By hand: waits for more than 30 s of deadlines.
+resilient_serve_loses_a_node() {
+  local job
+  resilient_start || return
+  stream_through 1 hosts_cut node1
+  grep -q 'starting 2 ranks .* on node0$' "$dir"/work/latentmesh-serve-"$job".log || fail "it did not go on with one node"
+  echo "the job is $(state "$job") after the loss; nodes: $(on0 sinfo -h -N -o '%n %t' | paste -sd,)"
+  sleep "${AFTER_LOSS:-25}"                              # SlurmdTimeout passes
+  echo "the job is $(state "$job") after SlurmdTimeout; nodes: $(on0 sinfo -h -N -o '%n %t' | paste -sd,)"
+  stream_text "$dir/s2"
+  cmp "$dir/s0.text" "$dir/s2.text" || fail "no answer after SlurmdTimeout"
+  hosts_kill_all node1
+  resilient_stop
+  echo "ok: serve --resilient goes on without a node"
+}
+
 start_slurm
 on0 srun --mpi=list 2>&1 | grep -q pmix || hosts_skip "this Slurm has no pmix plugin"
 echo "Slurm runs: $(on0 sinfo -h)"
+# By hand: slurm_test.sh resilient_serve_loses_a_node build/latentmesh
+if [ "$1" != slurm ]; then
+  "$1"
+  echo "passed: $1"
+  exit
+fi
 srun_gives_the_same_text
 batch_survives srun drain requeue
 batch_survives mpirun drain
 benches_end
 serve_ends
+resilient_serve_goes_on
 echo "passed: slurm"

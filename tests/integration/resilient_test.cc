@@ -208,6 +208,30 @@ TEST_F(ResilientTest, StreamsSurviveKilledRanks) {
   ExpectNothingLeft();
 }
 
+// A rank that hangs is found by --step-timeout of the others, and the stream goes on all the same.
+TEST_F(ResilientTest, StreamsSurviveAStoppedRank) {
+  Start("--step-timeout 2 --idle-timeout 2");
+  Streamed want = Stream(port_, RequestBodies()[0]);
+  ASSERT_EQ(want.error, "");
+  std::atomic<bool> done{false};
+  std::thread client([&] {
+    while (!done) EXPECT_TRUE(Stream(port_, RequestBodies()[0]) == want);
+  });
+  std::vector<int> ranks = Ranks();
+  EXPECT_EQ(ranks.size(), static_cast<size_t>(kRanks));
+  int stopped = ranks.empty() ? 0 : ranks.back();
+  EXPECT_TRUE(stopped > 0 && kill(stopped, SIGSTOP) == 0);
+  for (int i = 0; i < 1200 && Restarts() < 1; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_GE(Restarts(), 1);
+  EXPECT_TRUE(WaitHealthy(60));
+  EXPECT_THAT(Ranks(), testing::Not(testing::Contains(stopped))) << "the stopped one is left";
+  done = true;
+  client.join();
+  program_->Signal(SIGTERM);
+  EXPECT_EQ(program_->Wait().exit_code, 10);
+  ExpectNothingLeft();
+}
+
 // The front end is killed: its ranks see the connection end, and end.
 TEST_F(ResilientTest, RanksDoNotOutliveTheFrontEnd) {
   Start("");

@@ -1,6 +1,7 @@
 // RemoteEngine over a back end in this process: the real link with a stub for the engine, cut off at chosen moments.
 #include "launch/resilient/remote_engine.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,6 +13,11 @@
 #include "tests/serve/stub_engine.h"
 
 namespace latentmesh {
+
+struct RemoteEngineBreaker {
+  static void Break(RemoteEngine& engine) { engine.Lose("broken by a test"); }      // as if rank 0 had died now
+};
+
 namespace {
 
 constexpr int64_t kVocab = 1000;
@@ -34,15 +40,16 @@ class StubJob : public RestartableJob {
       ASSERT_TRUE(link.ok()) << link.status().message();
       StubEngine engine(nullptr, kVocab, 4096);
       engine.step_micros = step_micros.load();
-      (*link)->Serve(engine, nullptr, {4, 4096, 8192, "stub layout"});
+      (*link)->Serve(engine, nullptr, {4, 4096, 8192, fmt::format("layout {}", starts.load()), 1 << 30, false});
     });
     return Status::Ok();
   }
   std::optional<int> ExitCode() override { return code_; }
   void End(bool) override { Kill(); }
+  void Serves(const Ready& ready) override { memory_seen += ready.available == 1 << 30; }
 
   std::atomic<int> starts{0}, step_micros{300};
-  int fail_with = 0;
+  int fail_with = 0, memory_seen = 0;
   const std::string& rendezvous() const { return rendezvous_; }
 
  private:
@@ -87,6 +94,7 @@ class RemoteEngineTest : public testing::Test {
     for (int32_t i = 0; i < tokens; ++i) text += StubEngine::TokenText(choice, i);
     return text;
   }
+  void Break() { RemoteEngineBreaker::Break(*engine_); }
   void RunWhile(const std::function<bool()>& condition) {
     auto until = std::chrono::steady_clock::now() + std::chrono::seconds(30);
     while (condition() && std::chrono::steady_clock::now() < until) engine_->Step();
@@ -102,7 +110,7 @@ class RemoteEngineTest : public testing::Test {
 TEST_F(RemoteEngineTest, ServesAsTheEngineBehindIt) {
   Start();
   ASSERT_TRUE(engine_->Begin(stop_).ok());
-  EXPECT_EQ(engine_->layout(), "stub layout");
+  EXPECT_EQ(engine_->layout(), "layout 1");
   EXPECT_EQ(engine_->max_model_len(), 4096);
   Received received;
   ASSERT_TRUE(engine_->Submit(MakeRequest("a", 20, 2, received)).ok());
@@ -124,7 +132,7 @@ TEST_F(RemoteEngineTest, StreamsGoOnWhenTheLinkBreaksAgainAndAgain) {
   for (int cut = 1; cut <= 5; ++cut) {
     int64_t before = received[4].last.completion_tokens;
     RunWhile([&] { return received[4].last.completion_tokens < before + 11 * cut && !received[4].last.finished; });
-    engine_->BreakForTest();
+    Break();
     EXPECT_TRUE(engine_->Stats().restarting);
     if (cut == 3) {
       ASSERT_TRUE(engine_->Submit(MakeRequest("late", 30, 1, received[5])).ok());      // waits
@@ -141,6 +149,8 @@ TEST_F(RemoteEngineTest, StreamsGoOnWhenTheLinkBreaksAgainAndAgain) {
   }
   EXPECT_EQ(received[5].texts[0], WholeText(0, 30));
   EXPECT_EQ(job_.starts, 6);
+  EXPECT_EQ(engine_->layout(), "layout 6");
+  EXPECT_EQ(job_.memory_seen, 6);
   EXPECT_EQ(engine_->Stats().restarts, 5);
 }
 
@@ -155,7 +165,7 @@ TEST_F(RemoteEngineTest, CancelledRequestsEndWithAndWithoutRanks) {
   engine_->Cancel("first");
   RunWhile([&] { return !first.last.finished; });
   EXPECT_EQ(first.last.choices.at(0).finish, FinishReason::kAbort);
-  engine_->BreakForTest();
+  Break();
   engine_->Cancel("second");
   RunWhile([&] { return !second.last.finished; });
   EXPECT_EQ(second.last.choices.at(0).finish, FinishReason::kAbort);
@@ -167,7 +177,7 @@ TEST_F(RemoteEngineTest, StrangersAndDamagedFramesGetNowhere) {
   ASSERT_TRUE(engine_->Begin(stop_).ok());
   Received received;
   ASSERT_TRUE(engine_->Submit(MakeRequest("a", 200, 1, received)).ok());
-  engine_->BreakForTest();                     // back to greeting: a stranger calls first
+  Break();                     // back to greeting: a stranger calls first
   std::string address = job_.rendezvous().substr(job_.rendezvous().find(' ') + 1);
   auto stranger = FrameSocket::Connect({address}, std::chrono::seconds(5));
   auto noise = FrameSocket::Connect({address}, std::chrono::seconds(5));
@@ -192,7 +202,7 @@ TEST_F(RemoteEngineTest, RefusesWhatCannotRunAndGivesUpWithTheJobsCode) {
   request.prompt_ids = {1000};
   EXPECT_THAT(engine_->Submit(request).message(), testing::HasSubstr("vocabulary"));
   job_.fail_with = 3;                          // the checkpoint has gone: no use in trying again
-  engine_->BreakForTest();
+  Break();
   try {
     RunWhile([] { return true; });
     FAIL();
