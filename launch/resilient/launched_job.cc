@@ -117,6 +117,7 @@ std::vector<std::string> LaunchedJob::LauncherWords(const std::vector<std::strin
   }
   if (slurm_) {
     words = {"srun", "--mpi=" + EnvironmentVariable("MPI_PLUGIN", "pmix"), "--kill-on-bad-exit=1", "--unbuffered",
+             "--overlap",                    // a step before it that still waits for a lost node holds the others
              fmt::format("--nodes={}", nodes), fmt::format("--ntasks={}", ranks)};
     if (!hosts.empty()) words.insert(words.end(), {"-w", JoinHosts(hosts)});
     return words;

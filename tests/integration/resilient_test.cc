@@ -113,6 +113,16 @@ const std::vector<std::string>& RequestBodies() {
   return bodies;
 }
 
+// "the ranks are back after 1.3 s": all of them, in order of size.
+std::vector<double> RestartSeconds(const std::string& messages) {
+  std::vector<double> seconds;
+  const std::string back = "the ranks are back after ";
+  for (size_t at = messages.find(back); at != std::string::npos; at = messages.find(back, at + 1))
+    seconds.push_back(std::atof(messages.c_str() + at + back.size()));
+  std::sort(seconds.begin(), seconds.end());
+  return seconds;
+}
+
 class ResilientTest : public testing::Test {
  protected:
   void Start(const std::string& flags) {
@@ -205,6 +215,10 @@ TEST_F(ResilientTest, StreamsSurviveKilledRanks) {
   program_->Signal(SIGTERM);
   Outcome outcome = program_->Wait();
   EXPECT_EQ(outcome.exit_code, 10) << outcome.err;
+  std::vector<double> seconds = RestartSeconds(outcome.err);
+  ASSERT_FALSE(seconds.empty()) << outcome.err;
+  std::printf("from the loss to the first request sent again: median %.1f s, worst %.1f s\n", seconds[seconds.size() / 2],
+              seconds.back());
   ExpectNothingLeft();
 }
 
