@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include "runtime/model/stored_formats.h"
+#include "runtime/plan/plan_test_util.h"
+
 namespace latentmesh {
 namespace {
 
@@ -60,6 +63,29 @@ TEST(LaunchedJobTest, FewerRanksGetALayoutThatFits) {
     EXPECT_GT(fewer.ranks, most / 2);
     EXPECT_EQ(fewer.layout.tp * fewer.layout.dp * fewer.layout.pp, fewer.ranks);
   }
+}
+
+// Of two hosts one answers at the second start.
+TEST(LaunchedJobTest, SaysWhenTheRanksThatAreLeftCannotHoldTheModel) {
+  PlanRequest model;
+  model.config = plan_testing::V2Lite();
+  model.stored = PublishedFormats(model.config).value();
+  LaunchOptions options{.launcher = "true", .hosts = "host-a,host-b", .ranks = 2, .probe = "test {host} = host-a"};
+  auto job = LaunchedJob::Create(options, {"/bin/true", {"serve"}}, model);
+  ASSERT_TRUE(job.ok()) << job.status().message();
+  Ready ready{.ranks = 2, .max_model_len = 4096, .layout = "tp2", .available = 20'000'000'000};
+  auto start_again = [&] {
+    (*job)->End(false);
+    (*job)->Serves(ready);
+    return (*job)->Start("token 127.0.0.1:1");
+  };
+  ASSERT_TRUE((*job)->Start("token 127.0.0.1:1").ok());
+  Status refused = start_again();                    // 31 GB of weights
+  EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused.message(), testing::AllOf(testing::HasSubstr("1 ranks or fewer"), testing::HasSubstr("18.63 GiB free")));
+  ready.available = 80'000'000'000;
+  EXPECT_TRUE(start_again().ok());
+  (*job)->End(false);
 }
 
 TEST(ChildProcessTest, KillsWhatItStartedAndReadsItsLines) {
