@@ -82,7 +82,7 @@ TEST(LaunchedJobTest, SaysWhenTheRanksThatAreLeftCannotHoldTheModel) {
   ASSERT_TRUE((*job)->Start("token 127.0.0.1:1").ok());
   Status refused = start_again();                    // 31 GB of weights
   EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
-  EXPECT_THAT(refused.message(), testing::AllOf(testing::HasSubstr("1 ranks or fewer"), testing::HasSubstr("18.63 GiB free")));
+  EXPECT_THAT(refused.message(), testing::AllOf(testing::HasSubstr("1 ranks or fewer"), testing::HasSubstr("18.626 GiB free")));
   ready.available = 80'000'000'000;
   EXPECT_TRUE(start_again().ok());
   (*job)->End(false);
