@@ -11,6 +11,12 @@ namespace {
 DeviceKind KindOf(const Hardware& hw) { return hw.gpu ? DeviceKind::kCuda : DeviceKind::kCpu; }
 uint64_t Available(const Hardware& hw) { return hw.memory > hw.reserve ? hw.memory - hw.reserve : 0; }
 
+// As the engine fills it in: ranks of a host, or 1 where hosts run different numbers of ranks.
+int NodeOf(const Hardware& hw) {
+  int node = std::min(hw.ranks_per_node, hw.ranks);
+  return node > 0 && hw.ranks % node == 0 ? node : 1;
+}
+
 Result<StageModel> PlanStage(const PlanRequest& request, const EngineOptions& resolved, int pp) {
   const ParallelConfig& layout = resolved.layout;
   int rank = pp * layout.dp * layout.tp;
@@ -134,6 +140,7 @@ Result<LayoutPlan> PlanLayout(const PlanRequest& request, const ParallelConfig& 
   if (options.max_model_len == 0) options.max_model_len = static_cast<int>(request.input_len + request.output_len);
   LM_ASSIGN_OR_RETURN(EngineOptions resolved,
                       ResolveOptions(options, request.config, request.hardware.ranks, KindOf(request.hardware)));
+  if (resolved.ranks_per_node == 0) resolved.ranks_per_node = NodeOf(request.hardware);
   if (request.input_len + request.output_len > resolved.max_model_len)
     return InvalidArgument(fmt::format("--input-len {} plus --output-len {} is more than --context {}",
                                        request.input_len, request.output_len, resolved.max_model_len));

@@ -26,6 +26,7 @@ TEST(PlanCommand, SaysWhatTheEngineReports) {
     Outcome run = RunProgram(layout.ranks(), "generate --device cpu --prompt-ids 0,5,6 --max-tokens 1 " + common);
     ASSERT_EQ(run.exit_code, 0) << run.err;
     Outcome plan = RunProgram(1, "plan " + common + " --context 4096 --rank-memory 3GB --ranks " +
+                                     std::to_string(layout.ranks()) + " --ranks-per-node " +
                                      std::to_string(layout.ranks()) + " --json " + folder / "plan.json");
     ASSERT_EQ(plan.exit_code, 0) << plan.err;
     auto memory = JsonFile(folder / "plan.json").at("layouts").at(0).at("memory");
