@@ -75,7 +75,9 @@ TEST(ExpertTraffic, AgreesWithCountedRouting) {
       double ranks = group.ranks, nodes = ranks / group.ranks_per_node;
       EXPECT_NEAR(counted.mean_ranks(), copies.ranks() * ranks / (ranks - 1), 0.05) << group.ranks;
       EXPECT_NEAR(counted.mean_nodes(), copies.nodes * nodes / (nodes - 1), 0.05) << group.ranks;
-      if (limited) EXPECT_LE(counted.most_nodes, 4) << group.ranks;
+      if (limited) {
+        EXPECT_LE(counted.most_nodes, 4) << group.ranks;
+      }
     }
   }
 }

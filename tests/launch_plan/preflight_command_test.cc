@@ -72,7 +72,9 @@ TEST(PreflightCommand, RefusesWithoutRdma) {
       RunProgram(2, "preflight --device cpu --threads 1 --slow-factor 1000 --require-rdma --json " + folder / "p.json");
   bool rdma = JsonFile(folder / "p.json").at("rdma").as_bool();
   EXPECT_EQ(run.exit_code, rdma ? 0 : 6) << run.err;
-  if (!rdma) EXPECT_THAT(run.err, HasSubstr("--require-rdma"));
+  if (!rdma) {
+    EXPECT_THAT(run.err, HasSubstr("--require-rdma"));
+  }
 }
 
 TEST(PreflightCommand, RefusesABadModel) { EXPECT_EQ(RunProgram(2, "preflight --model /no/such/folder").exit_code, 3); }
