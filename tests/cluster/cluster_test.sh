@@ -57,6 +57,20 @@ expect_end() {
   tail -n 6 "$hosts_files/job.err" | grep -Eq "$3" || fail "the last lines lack: $3"
 }
 
+# server_drains PID SECONDS: on SIGTERM to PID the job ends within SECONDS, with exit code 10.
+server_drains() {
+  local i code
+  kill -TERM "$1"
+  for ((i = 0; i < $2 * 10; ++i)); do
+    kill -0 $job 2> /dev/null || break
+    sleep 0.1
+  done
+  kill -0 $job 2> /dev/null && fail "the server does not end on SIGTERM"
+  wait $job
+  code=$?
+  [ $code = 10 ] || fail "exit code $code instead of 10 on SIGTERM"
+}
+
 # Process numbers start anew now and then: the front end's need not be below its ranks'.
 front_end_pid() {
   local pid
@@ -241,16 +255,8 @@ idle_server() {
   hosts_on node0 curl -sf http://127.0.0.1:8077/v1/completions -H 'Content-Type: application/json' \
     -d '{"prompt": "In the beginning", "max_tokens": 4, "temperature": 0}' | grep -q '"completion_tokens":4' ||
     fail "no answer after 15 idle seconds"
-  kill -TERM "$(hosts_pids node0 mpirun.sh | head -1)"
-  for ((i = 0; i < 100; ++i)); do
-    kill -0 $job 2> /dev/null || break
-    sleep 0.1
-  done
-  kill -0 $job 2> /dev/null && fail "the server does not end on SIGTERM"
-  wait $job
-  code=$?
-  [ $code = 10 ] || fail "exit code $code instead of 10 on SIGTERM"
-  echo "ok: answered after 15 idle seconds with timeouts of 2, ended on SIGTERM with $code"
+  server_drains "$(hosts_pids node0 mpirun.sh | head -1)" 10
+  echo "ok: answered after 15 idle seconds with timeouts of 2, ended on SIGTERM with 10"
 }
 
 # ---- serve --resilient: a host's link is cut, then ranks are killed on another; the streams go on over what is left ----
@@ -314,15 +320,7 @@ resilient() {
   grep -o 'starting .*' "$hosts_files/job.err"
   grep -q 'starting 2 ranks .* on node0,node1' "$hosts_files/job.err" || fail "it did not go on with two hosts"
   grep -q 'starting 1 ranks .* on node0$' "$hosts_files/job.err" || fail "node1 was not left out after two deaths"
-  kill -TERM "$(front_end_pid)"
-  for ((i = 0; i < 200; ++i)); do
-    kill -0 $job 2> /dev/null || break
-    sleep 0.1
-  done
-  kill -0 $job 2> /dev/null && fail "the server does not end on SIGTERM"
-  wait $job
-  code=$?
-  [ $code = 10 ] || fail "exit code $code instead of 10"
+  server_drains "$(front_end_pid)" 20
   for node in 0 1; do [ -z "$(hosts_pids node$node "$name")" ] || fail "ranks are left on node$node"; done
 }
 
