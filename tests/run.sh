@@ -16,6 +16,4 @@ say "building the program and its tests in $root/build-test"
 build_targets "$root" "$root/build-test" "-DLATENTMESH_FUZZ_BIN_DIR=$root/build-fuzz/tests/fuzz" all
 
 say "running the tests"
-# Slurm's and MPI's daemons, network namespaces and signals on two cores have races of their own: what fails is tried once
-# more, and shown.
-exec ctest --test-dir "$root/build-test" --output-on-failure --repeat until-pass:2 -j2 "$@"
+exec ctest --test-dir "$root/build-test" --output-on-failure -j2 "$@"
