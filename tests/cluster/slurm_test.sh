@@ -313,14 +313,14 @@ start_slurm
 on0 srun --mpi=list 2>&1 | grep -q pmix || hosts_skip "this Slurm has no pmix plugin"
 echo "Slurm runs: $(on0 sinfo -h)"
 # By hand: slurm_test.sh resilient_serve_loses_a_node build/latentmesh
-#          slurm_test.sh "batch_survives mpirun drain" build/latentmesh      (a minute)
 if [ "$1" != slurm ]; then
-  $1
+  "$1"
   echo "passed: $1"
   exit
 fi
 srun_gives_the_same_text
 batch_survives srun drain requeue
+batch_survives mpirun drain
 benches_end
 serve_ends
 resilient_serve_goes_on
