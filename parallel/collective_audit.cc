@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <numeric>
 
@@ -93,7 +94,74 @@ class AuditedCommunicator : public Communicator {
     inner_->Barrier(stream);
   }
 
+  StartedCall StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                            Stream& stream) override {
+    Message(log_->sent, to, send, send_bytes, stream);
+    StartedCall call = inner_->StartSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+    return Await(call, {{from, recv, recv_bytes, 0}}, stream);
+  }
+  StartedCall StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) override {
+    Log("StartAllGather", bytes);
+    for (int r = 0; r < size(); ++r) Message(log_->sent, r, send, bytes, stream);
+    StartedCall call = inner_->StartAllGather(send, recv, bytes, stream);
+    std::vector<Part> parts;
+    for (int r = 0; r < size(); ++r) parts.push_back({r, static_cast<const char*>(recv) + bytes * r, bytes, 0});
+    return Await(call, std::move(parts), stream);
+  }
+  StartedCall StartAllToAllV(const AllToAllVParams& p, Stream& stream) override {
+    Log("StartAllToAllV", 0);
+    for (int r = 0; r < size(); ++r)
+      Message(log_->sent, r, static_cast<const char*>(p.send) + p.send_offsets[r], p.send_bytes[r], stream);
+    StartedCall call = inner_->StartAllToAllV(p, stream);
+    std::vector<Part> parts;
+    for (int r = 0; r < size(); ++r)
+      parts.push_back({r, static_cast<const char*>(p.recv) + p.recv_offsets[r], p.recv_bytes[r], 0});
+    return Await(call, std::move(parts), stream);
+  }
+  void Poll() override { inner_->Poll(); }
+  void Finish(StartedCall call) override {
+    inner_->Finish(call);
+    for (Pending& pending : pending_)
+      if (pending.call.id == call.id && !pending.finished) Arrived(pending);
+    LogArrived();
+  }
+  void Finish() override {
+    inner_->Finish();
+    for (Pending& pending : pending_)
+      if (!pending.finished) Arrived(pending);
+    LogArrived();
+  }
+
  private:
+  struct Part {
+    int from;
+    const void* data;
+    size_t bytes;
+    uint64_t sum;                          // once it has arrived
+  };
+  struct Pending {
+    StartedCall call;
+    bool on_host = true, finished = false;
+    std::vector<Part> parts;
+  };
+
+  StartedCall Await(StartedCall call, std::vector<Part> parts, Stream& stream) {
+    pending_.push_back({call, stream.native() == nullptr, false, std::move(parts)});
+    if (call.id == 0) Arrived(pending_.back());              // made whole at once
+    LogArrived();
+    return call;
+  }
+  void Arrived(Pending& pending) {
+    for (Part& part : pending.parts) part.sum = pending.on_host ? HashBytes(part.data, part.bytes) : part.bytes;
+    pending.finished = true;
+  }
+  // In the order of starting, which is that of the senders, whatever the order of finishing.
+  void LogArrived() {
+    for (; !pending_.empty() && pending_.front().finished; pending_.pop_front())
+      for (const Part& part : pending_.front().parts)
+        log_->received[part.from] = Mix(log_->received[part.from], part.sum);
+  }
+
   void Log(const std::string& call, size_t bytes) {
     std::string text = call + (bytes > 0 ? ", " + std::to_string(bytes) + " bytes" : "");
     log_->call_hashes.push_back(HashBytes(text.data(), text.size()));
@@ -114,6 +182,7 @@ class AuditedCommunicator : public Communicator {
   std::shared_ptr<CollectiveLog> log_;
   int64_t step_ = -1;
   const char* operation_ = "";
+  std::deque<Pending> pending_;            // started calls not yet in the log of what was received
 };
 
 // What rank 0 knows of one rank's log of one group, in the order of Digest.

@@ -43,6 +43,24 @@ TEST(CollectiveAudit, IsSilentWhenAllIsWell) {
   EXPECT_TRUE(status.ok()) << status.message();
 }
 
+// Finished in an order of its own on each rank: messages are compared in the order of starting.
+TEST(CollectiveAudit, FollowsStartedCalls) {
+  Status status = Audit([](int rank, CommunicatorSet& set, Stream& stream) {
+    std::vector<int32_t> sent(12), received(12);
+    for (int i = 0; i < 12; ++i) sent[i] = rank * 100 + i;
+    std::vector<size_t> bytes(4, sizeof(int32_t));
+    StartedCall calls[3];
+    for (size_t c = 0; c < 3; ++c) {
+      std::vector<size_t> at;
+      for (size_t r = 0; r < 4; ++r) at.push_back((4 * c + r) * sizeof(int32_t));
+      calls[c] = set.ep->StartAllToAllV({sent.data(), bytes, at, received.data(), bytes, at}, stream);
+    }
+    for (int c = 0; c < 3; ++c) set.ep->Finish(calls[(c + rank) % 3]);
+    for (int i = 0; i < 12; ++i) EXPECT_EQ(received[i], i % 4 * 100 + i / 4 * 4 + rank);
+  });
+  EXPECT_TRUE(status.ok()) << status.message();
+}
+
 // As many bytes, so that no transport notices: a sum of one type on one rank and of another on the other.
 TEST(CollectiveAudit, NamesTheFirstCallThatDiffers) {
   Status status = Audit([](int rank, CommunicatorSet& set, Stream& stream) {
@@ -90,9 +108,18 @@ class Damaging : public Communicator {
     inner_->SendRecv(a, n, to, b, m, from, s);
   }
   void Barrier(Stream& s) override { inner_->Barrier(s); }
+  StartedCall StartAllToAllV(const AllToAllVParams& p, Stream& s) override {
+    damaged_ = static_cast<char*>(p.recv) + p.recv_offsets[1];
+    return inner_->StartAllToAllV(p, s);
+  }
+  void Finish(StartedCall call) override {
+    inner_->Finish(call);
+    *damaged_ ^= 64;
+  }
 
  private:
   std::unique_ptr<Communicator> inner_;
+  char* damaged_ = nullptr;
 };
 
 template <typename Step>
@@ -114,15 +141,19 @@ Status AuditDamaged(Step step) {
 }
 
 TEST(CollectiveAudit, NamesBothEndsOfADamagedMessage) {
-  Status status = AuditDamaged([](Communicator& ep, Stream& stream) {
-    std::vector<char> send(400, 'a'), recv(400);
-    std::vector<size_t> bytes(4, 100), at{0, 100, 200, 300};
-    ep.AllToAllV({send.data(), bytes, at, recv.data(), bytes, at}, stream);
-  });
-  EXPECT_EQ(status.code(), StatusCode::kCommunication);
-  EXPECT_NE(status.message().find("group ep: what rank 3 received from rank 1 is not what that sent"),
-            std::string::npos)
-      << status.message();
+  for (bool started : {false, true}) {
+    Status status = AuditDamaged([started](Communicator& ep, Stream& stream) {
+      std::vector<char> send(400, 'a'), recv(400);
+      std::vector<size_t> bytes(4, 100), at{0, 100, 200, 300};
+      const AllToAllVParams parts{send.data(), bytes, at, recv.data(), bytes, at};
+      if (started) ep.Finish(ep.StartAllToAllV(parts, stream));
+      else ep.AllToAllV(parts, stream);
+    });
+    EXPECT_EQ(status.code(), StatusCode::kCommunication);
+    EXPECT_NE(status.message().find("group ep: what rank 3 received from rank 1 is not what that sent"),
+              std::string::npos)
+        << status.message();
+  }
 }
 
 TEST(CollectiveAudit, NamesTheCallWhoseDataDiffer) {

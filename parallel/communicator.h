@@ -5,6 +5,11 @@
 // bytes to move. Each wait has the deadline given at creation; a passed deadline or a transport error throws Error
 // (kDeadlineExceeded, kCommunication) whose text names group, rank, host, step and operation.
 // One thread per rank uses a rank's communicators (MPI_THREAD_FUNNELED).
+//
+// Started calls (Start..., Poll, Finish) go on while the rank computes. Several may be open on one communicator, and be
+// finished in any order, other on each rank; what a rank sends another in calls of one kind is matched in the order of
+// starting, so ranks that exchange anything start these in the same order. All ranks concerned start a call or none: it
+// is not matched with one made whole. While any is open, only started calls are made on that communicator.
 #pragma once
 
 #include <chrono>
@@ -28,6 +33,11 @@ struct AllToAllVParams {
   void* recv;
   std::span<const size_t> recv_bytes;
   std::span<const size_t> recv_offsets;
+};
+
+// Names a started call until it is finished. {}: nothing to finish.
+struct StartedCall {
+  uint64_t id = 0;
 };
 
 // What a rank has sent and received through one communicator; for traffic reports and tests against formulae.
@@ -60,18 +70,28 @@ class Communicator {
                         Stream& stream) = 0;
   virtual void Barrier(Stream& stream) = 0;
 
-  // Begin a call that goes on while the rank computes. Until Finish its buffers belong to it, and no other call is made on
-  // this communicator. Poll, now and then, lets transports go on that need the caller's thread for it. A transport that
-  // cannot start a call makes it whole at once (NCCL: in the order of the stream).
-  virtual void StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
-                             Stream& stream) {
+  // Begin a call, after the work that is on `stream` by now. Its buffers belong to it until Finish has returned (on a GPU:
+  // until what is put on `stream` after Finish); the spans of StartAllToAllV only during the call. A wrapper that does not
+  // implement these makes the call whole at once. StartSendRecv: peers are other ranks; only the two ranks of a message
+  // need take part.
+  virtual StartedCall StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                                    Stream& stream) {
     SendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+    return {};
   }
-  virtual void StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
+  virtual StartedCall StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
     AllGather(send, recv, bytes, stream);
+    return {};
   }
+  virtual StartedCall StartAllToAllV(const AllToAllVParams& p, Stream& stream) {
+    AllToAllV(p, stream);
+    return {};
+  }
+  // Lets transports go on that need the caller's thread for it (MPI); cheap, to be called now and then.
   virtual void Poll() {}
-  virtual void Finish() {}
+  // Waits for the call, with the deadline; on a GPU makes the stream it was started on wait. Finished before: nothing.
+  virtual void Finish(StartedCall) {}
+  virtual void Finish() {}                       // for all open ones
 
   // Memory of runs of `run` neighbouring ranks that all of a run can read in place; `run` divides size(), the same on all
   // ranks. Collective over the group. Null, on all ranks, where some run's ranks share no memory (other hosts, a GPU

@@ -1,5 +1,6 @@
 #include "parallel/communicator_base.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -36,6 +37,8 @@ class SoloCommunicator : public CommunicatorBase {
   void DoRecv(void*, size_t, int, Stream&) override {}
   void DoSendRecv(const void*, size_t, int, void*, size_t, int, Stream&) override {}
   void DoBarrier(Stream&) override {}
+  void DoStart(uint64_t, const StartedMessages&, Stream&) override {}
+  void DoFinish(uint64_t, const char*) override {}
   void CopyLocal(void* to, const void* from, size_t bytes, Stream& stream) override {
     if (device_ == nullptr) return CommunicatorBase::CopyLocal(to, from, bytes, stream);
     if (bytes > 0 && to != from) device_->CopyOnDevice(to, from, bytes, stream);
@@ -49,9 +52,11 @@ class SoloCommunicator : public CommunicatorBase {
 
 class CommunicatorBase::Count {
  public:
-  Count(CommunicatorBase& owner, size_t sent, size_t received) : traffic_(owner.traffic_) {
+  Count(CommunicatorBase& owner, size_t sent, size_t received, bool starts = false) : traffic_(owner.traffic_) {
     if (owner.size() == 1) sent = received = 0;
-    LM_CHECK_MSG(!owner.started_, "a started call has not been finished");
+    LM_CHECK_MSG(starts || owner.open_.empty(), owner.site_.Describe("a call that is made whole") +
+                                                    ": while a started " + owner.open_.front().call +
+                                                    " is not finished, only started calls are made");
     RecordFlight(owner.site_.step, owner.site_.operation);
     ++traffic_.calls;
     traffic_.bytes_sent += sent;
@@ -106,11 +111,15 @@ void CommunicatorBase::Broadcast(void* data, size_t bytes, int root, Stream& str
   if (size() > 1) DoBroadcast(data, bytes, root, stream);
 }
 
-void CommunicatorBase::AllToAllV(const AllToAllVParams& p, Stream& stream) {
+void CommunicatorBase::CheckParts(const AllToAllVParams& p) const {
   size_t n = size();
   LM_CHECK(p.send_bytes.size() == n && p.send_offsets.size() == n);
   LM_CHECK(p.recv_bytes.size() == n && p.recv_offsets.size() == n);
   LM_CHECK(p.send_bytes[rank()] == p.recv_bytes[rank()]);
+}
+
+void CommunicatorBase::AllToAllV(const AllToAllVParams& p, Stream& stream) {
+  CheckParts(p);
   Count count(*this, SumExcept(p.send_bytes, rank()), SumExcept(p.recv_bytes, rank()));
   if (size() > 1) return DoAllToAllV(p, stream);
   CopyLocal(static_cast<char*>(p.recv) + p.recv_offsets[0], static_cast<const char*>(p.send) + p.send_offsets[0],
@@ -147,36 +156,76 @@ void CommunicatorBase::Barrier(Stream& stream) {
   if (size() > 1) DoBarrier(stream);
 }
 
-void CommunicatorBase::StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
-                                     Stream& stream) {
-  if (size() == 1) return SendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
-  LM_CHECK(to >= 0 && to < size() && from >= 0 && from < size() && to != rank() && from != rank());
-  {
-    Count count(*this, send_bytes, recv_bytes);
-    DoStartSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
-  }
-  started_ = true;
+StartedMessages& CommunicatorBase::NewMessages(const char* call) {
+  messages_.call = call;
+  messages_.sends.clear(), messages_.recvs.clear();
+  return messages_;
 }
 
-void CommunicatorBase::StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
-  if (size() == 1) return AllGather(send, recv, bytes, stream);
-  {
-    Count count(*this, bytes * (size() - 1), bytes * (size() - 1));
-    DoStartAllGather(send, recv, bytes, stream);
+StartedCall CommunicatorBase::Start(Stream& stream) {
+  if (size() == 1) return {};
+  std::erase_if(messages_.sends, [](const auto& part) { return part.bytes == 0; });
+  std::erase_if(messages_.recvs, [](const auto& part) { return part.bytes == 0; });
+  DoStart(++started_, messages_, stream);
+  open_.push_back({started_, messages_.call});
+  return {started_};
+}
+
+StartedCall CommunicatorBase::StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes,
+                                            int from, Stream& stream) {
+  if (size() == 1) return SendRecv(send, send_bytes, to, recv, recv_bytes, from, stream), StartedCall{};
+  LM_CHECK(to >= 0 && to < size() && from >= 0 && from < size() && to != rank() && from != rank());
+  Count count(*this, send_bytes, recv_bytes, true);
+  StartedMessages& messages = NewMessages("SendRecv");
+  messages.sends.push_back({send, send_bytes, to});
+  messages.recvs.push_back({recv, recv_bytes, from});
+  return Start(stream);
+}
+
+StartedCall CommunicatorBase::StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
+  Count count(*this, bytes * (size() - 1), bytes * (size() - 1), true);
+  CopyLocal(static_cast<char*>(recv) + bytes * rank(), send, bytes, stream);
+  StartedMessages& messages = NewMessages("AllGather");
+  for (int i = 1; i < size(); ++i) {
+    const int peer = (rank() + i) % size();
+    messages.sends.push_back({send, bytes, peer});
+    messages.recvs.push_back({static_cast<char*>(recv) + bytes * peer, bytes, peer});
   }
-  started_ = true;
+  return Start(stream);
+}
+
+StartedCall CommunicatorBase::StartAllToAllV(const AllToAllVParams& p, Stream& stream) {
+  CheckParts(p);
+  Count count(*this, SumExcept(p.send_bytes, rank()), SumExcept(p.recv_bytes, rank()), true);
+  CopyLocal(static_cast<char*>(p.recv) + p.recv_offsets[rank()],
+            static_cast<const char*>(p.send) + p.send_offsets[rank()], p.send_bytes[rank()], stream);
+  NewMessages("AllToAllV");
+  for (int i = 1; i < size(); ++i) AddParts(p, (rank() + i) % size());
+  return Start(stream);
+}
+
+void CommunicatorBase::AddParts(const AllToAllVParams& p, int peer) {
+  messages_.sends.push_back({static_cast<const char*>(p.send) + p.send_offsets[peer], p.send_bytes[peer], peer});
+  messages_.recvs.push_back({static_cast<char*>(p.recv) + p.recv_offsets[peer], p.recv_bytes[peer], peer});
 }
 
 void CommunicatorBase::Poll() {
-  if (started_) DoPoll();
+  if (!open_.empty()) DoPoll();
+}
+
+void CommunicatorBase::Finish(StartedCall call) {
+  auto open = std::find_if(open_.begin(), open_.end(), [&](const Open& o) { return o.id == call.id; });
+  LM_CHECK_MSG(call.id <= started_, "not a call of this communicator");
+  if (open == open_.end()) return;
+  auto start = std::chrono::steady_clock::now();
+  const char* name = open->call;
+  open_.erase(open);
+  DoFinish(call.id, name);
+  traffic_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 void CommunicatorBase::Finish() {
-  if (!started_) return;
-  auto start = std::chrono::steady_clock::now();
-  DoFinish();
-  started_ = false;
-  traffic_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  while (!open_.empty()) Finish(StartedCall{open_.front().id});
 }
 
 std::unique_ptr<Communicator> CreateSoloCommunicator(const std::string& name, Device* device) {

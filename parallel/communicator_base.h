@@ -8,11 +8,30 @@
 
 #include <span>
 #include <string>
+#include <vector>
 
 #include "parallel/call_site.h"
 #include "parallel/communicator.h"
 
 namespace latentmesh {
+
+// A started call as the messages it is made of, to and from other ranks, nearest right neighbours first. Parts of zero
+// bytes are left out: both ends know the size.
+struct StartedMessages {
+  struct Send {
+    const void* data;
+    size_t bytes;
+    int to;
+  };
+  struct Recv {
+    void* data;
+    size_t bytes;
+    int from;
+  };
+  const char* call = "";                   // "AllToAllV", a literal; messages of one call are matched with such only
+  std::vector<Send> sends;
+  std::vector<Recv> recvs;
+};
 
 class CommunicatorBase : public Communicator {
  public:
@@ -33,10 +52,12 @@ class CommunicatorBase : public Communicator {
   void SendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
                 Stream& stream) final;
   void Barrier(Stream& stream) final;
-  void StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
-                     Stream& stream) final;
-  void StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) final;
+  StartedCall StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                            Stream& stream) final;
+  StartedCall StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) final;
+  StartedCall StartAllToAllV(const AllToAllVParams& p, Stream& stream) final;
   void Poll() final;
+  void Finish(StartedCall call) final;
   void Finish() final;
 
   void CountShared(size_t bytes) final { traffic_.bytes_shared += bytes; }
@@ -61,23 +82,29 @@ class CommunicatorBase : public Communicator {
   virtual void DoSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
                           Stream& stream) = 0;
   virtual void DoBarrier(Stream& stream) = 0;
-  virtual void DoStartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
-                               Stream& stream) {
-    DoSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
-  }
-  virtual void DoStartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
-    DoAllGather(send, recv, bytes, stream);
-  }
+  // `messages` lives only during the call; its memory until DoFinish(id), which is called once for each id.
+  virtual void DoStart(uint64_t id, const StartedMessages& messages, Stream& stream) = 0;
   virtual void DoPoll() {}
-  virtual void DoFinish() {}
+  virtual void DoFinish(uint64_t id, const char* call) = 0;
   // Copies within the memory this transport moves; ordered on `stream`. No-op when to == from.
   virtual void CopyLocal(void* to, const void* from, size_t bytes, Stream& stream);
 
  private:
   class Count;                             // adds one call's bytes and time to traffic_
+  struct Open {
+    uint64_t id;
+    const char* call;
+  };
+  void CheckParts(const AllToAllVParams& p) const;
+  StartedMessages& NewMessages(const char* call);
+  void AddParts(const AllToAllVParams& p, int peer);
+  StartedCall Start(Stream& stream);       // of messages_
+
   CallSite site_;
   TrafficCounters traffic_;
-  bool started_ = false;                   // between a Start and its Finish
+  std::vector<Open> open_;                 // started, in that order
+  uint64_t started_ = 0;                   // the id of the latest
+  StartedMessages messages_;               // scratch
 };
 
 // A group of one rank: nothing is sent, results are copied. With a device, copies are made on it.

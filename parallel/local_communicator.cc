@@ -130,6 +130,9 @@ class LocalCommunicator : public CommunicatorBase {
     group_->Meet(site(), {.call = "Barrier"});
     group_->Part(site());
   }
+  void DoStart(uint64_t id, const StartedMessages& messages, Stream&) override { group_->Start(site(), id, messages); }
+  void DoPoll() override { group_->Progress(site()); }
+  void DoFinish(uint64_t id, const char* call) override { group_->Finish(site(), id, call); }
 
  private:
   std::vector<const void*> Sources(size_t offset) const {

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <thread>
 
 #include "parallel/bootstrap.h"
@@ -178,6 +179,67 @@ TEST(LocalCommunicator, UnmatchedSendAndWrongSizeAreErrors) {
     });
   });
   EXPECT_TRUE(Contains(error, "expected 4 bytes") && Contains(error, "sent 8")) << error.what();
+}
+
+// A rank waits only for others to have started: rank 0 finishes both calls before rank 1, which is in another group then.
+TEST(LocalCommunicator, StartedCallsNeedNoOrderOfFinishing) {
+  auto group = CreateLocalGroup("dp", 2, kLong), other = CreateLocalGroup("tp", 2, kLong);
+  RunLocalRanks(2, [&](int rank) {
+    HostStream stream;
+    int sent[2] = {rank * 10 + 1, rank * 10 + 2}, received[2] = {};
+    StartedCall calls[2];
+    for (int i : {0, 1})
+      calls[i] = group[rank]->StartSendRecv(&sent[i], sizeof(int), 1 - rank, &received[i], sizeof(int), 1 - rank, stream);
+    if (rank == 1) other[rank]->Barrier(stream);
+    for (int i : {0, 1}) group[rank]->Finish(calls[rank == 0 ? 1 - i : i]);
+    for (int i : {0, 1}) EXPECT_EQ(received[i], (1 - rank) * 10 + 1 + i);
+    group[rank]->Finish(calls[0]);         // again: nothing
+    if (rank == 0) other[rank]->Barrier(stream);
+    group[rank]->Barrier(stream);          // nothing is open
+    TrafficCounters t = group[rank]->traffic();
+    EXPECT_EQ(t.calls, 3u);
+    EXPECT_EQ(t.bytes_sent, 2 * sizeof(int));
+    EXPECT_EQ(t.bytes_received, 2 * sizeof(int));
+  });
+}
+
+TEST(LocalCommunicatorDeathTest, OnlyStartedCallsWhileOneIsOpen) {
+  auto group = CreateLocalGroup("dp", 2, kLong);
+  HostStream stream;
+  char data[8] = {};
+  group[0]->StartSendRecv(data, 8, 1, nullptr, 0, 1, stream);
+  EXPECT_DEATH(group[0]->Barrier(stream), "while a started SendRecv is not finished, only started calls are made");
+}
+
+TEST(LocalCommunicator, StartedCallsThatDoNotMatchAreErrors) {
+  auto error_of = [](const std::function<void(Communicator&, int rank, Stream&)>& body) {
+    auto group = CreateLocalGroup("ep", 2, milliseconds(1500));
+    return ExpectError([&] {
+      RunLocalRanks(2, [&](int rank) {
+        HostStream stream;
+        body(*group[rank], rank, stream);
+      });
+    });
+  };
+  char in[16] = {}, out[16] = {};
+  Error sizes = error_of([&](Communicator& group, int rank, Stream& stream) {
+    group.StartSendRecv(in, 8, 1 - rank, out, rank == 0 ? 8 : 7, 1 - rank, stream);
+    group.Finish();
+  });
+  EXPECT_TRUE(Contains(sizes, "Finish") || Contains(sizes, "SendRecv: expected 7 bytes from rank 0")) << sizes.what();
+  Error kinds = error_of([&](Communicator& group, int rank, Stream& stream) {
+    if (rank == 0) group.StartAllGather(in, out, 8, stream);
+    if (rank == 1) group.StartSendRecv(in, 8, 0, out, 8, 0, stream);
+    group.Finish();
+  });
+  EXPECT_TRUE(Contains(kinds, "has started")) << kinds.what();
+  Error missing = error_of([&](Communicator& group, int rank, Stream& stream) {
+    group.SetContext(17, "layer 3 dispatch");
+    if (rank == 0) group.Finish(group.StartAllGather(in, out, 8, stream));
+  });
+  EXPECT_EQ(missing.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(Contains(missing, "layer 3 dispatch: Finish of a started AllGather")) << missing.what();
+  EXPECT_TRUE(Contains(missing, "rank 1")) << missing.what();
 }
 
 TEST(LocalMesh, GroupsAreThoseOfTheProcessMesh) {

@@ -79,14 +79,23 @@ void LocalGroup::Part(const CallSite& site) {
   Arrive(lock, site, offers_[site.rank].call);
 }
 
+void LocalGroup::CheckPost(const CallSite& site, const Post& post, const Awaited& expected, int from) {
+  const bool started = expected.id != 0;
+  if (started != (post.started != nullptr) || (started && std::strcmp(post.started, expected.call) != 0))
+    AbortLocked(site.Fail(StatusCode::kCommunication, expected.call,
+                          RankList({from}) + (post.started == nullptr ? " has sent outside of a started call"
+                                                                      : std::string(" has started ") + post.started)));
+  if (post.bytes == expected.bytes) return;
+  AbortLocked(site.Fail(StatusCode::kCommunication, expected.call,
+                        "expected " + std::to_string(expected.bytes) + " bytes from " + RankList({from}) +
+                            ", which sent " + std::to_string(post.bytes)));
+}
+
 void LocalGroup::Take(Lock& lock, const CallSite& site, const Exchange& e) {
-  auto& box = mailbox(e.from, site.rank);
+  auto& box = mailbox(e.from, site.rank).posts;
   Wait(lock, site, e.call, [&] { return !box.empty(); }, [&] { return std::vector<int>{e.from}; });
-  Post* post = box.front();
-  if (post->bytes != e.recv_bytes)
-    AbortLocked(site.Fail(StatusCode::kCommunication, e.call,
-                    "expected " + std::to_string(e.recv_bytes) + " bytes from rank " + std::to_string(e.from) +
-                        ", which sent " + std::to_string(post->bytes)));
+  std::shared_ptr<Post> post = box.front();
+  CheckPost(site, *post, {0, e.call, e.recv, e.recv_bytes}, e.from);
   box.pop_front();
   if (post->bytes > 0) std::memcpy(e.recv, post->data, post->bytes);
   post->taken = true;
@@ -96,16 +105,69 @@ void LocalGroup::Take(Lock& lock, const CallSite& site, const Exchange& e) {
 void LocalGroup::Transfer(const CallSite& site, const Exchange& e) {
   Lock lock(mutex_);
   if (!aborted_.empty()) throw site.Fail(StatusCode::kCommunication, e.call, "the group has failed: " + aborted_);
-  Post post{e.send, e.send_bytes};
-  if (e.to >= 0) mailbox(site.rank, e.to).push_back(&post);
+  auto post = std::make_shared<Post>(Post{e.send, e.send_bytes});
+  if (e.to >= 0) mailbox(site.rank, e.to).posts.push_back(post);
   changed_.notify_all();
   try {
     if (e.from >= 0) Take(lock, site, e);
-    if (e.to >= 0) Wait(lock, site, e.call, [&] { return post.taken; }, [&] { return std::vector<int>{e.to}; });
-  } catch (...) {                          // `post` dies with this call
-    if (e.to >= 0 && !post.taken) std::erase(mailbox(site.rank, e.to), &post);
+    if (e.to >= 0) Wait(lock, site, e.call, [&] { return post->taken; }, [&] { return std::vector<int>{e.to}; });
+  } catch (...) {                          // the memory that is sent may go
+    if (e.to >= 0 && !post->taken) std::erase(mailbox(site.rank, e.to).posts, post);
     throw;
   }
+}
+
+void LocalGroup::Start(const CallSite& site, uint64_t id, const StartedMessages& messages) {
+  Lock lock(mutex_);
+  if (!aborted_.empty()) throw site.Fail(StatusCode::kCommunication, messages.call, "the group has failed: " + aborted_);
+  for (const auto& part : messages.recvs)
+    mailbox(part.from, site.rank).awaited.push_back({id, messages.call, part.data, part.bytes});
+  for (const auto& part : messages.sends) {
+    auto post = std::make_shared<Post>(Post{nullptr, part.bytes});
+    const char* data = static_cast<const char*>(part.data);
+    post->started = messages.call;
+    post->copy.assign(data, data + part.bytes);
+    post->data = post->copy.data();
+    mailbox(site.rank, part.to).posts.push_back(std::move(post));
+  }
+  changed_.notify_all();
+}
+
+// In the order of both sides' starting.
+void LocalGroup::TakeStarted(const CallSite& site, int from) {
+  Mailbox& box = mailbox(from, site.rank);
+  while (!box.posts.empty() && !box.awaited.empty()) {
+    const Awaited awaited = box.awaited.front();
+    CheckPost(site, *box.posts.front(), awaited, from);
+    std::memcpy(awaited.data, box.posts.front()->data, awaited.bytes);
+    box.posts.pop_front(), box.awaited.pop_front();
+  }
+}
+
+void LocalGroup::Progress(const CallSite& site) {
+  Lock lock(mutex_);
+  for (int from = 0; from < site.size; ++from) TakeStarted(site, from);
+}
+
+bool LocalGroup::AllTaken(const CallSite& site, uint64_t id) {
+  bool all = true;
+  for (int from = 0; from < site.size; ++from) {
+    TakeStarted(site, from);
+    for (const Awaited& awaited : mailbox(from, site.rank).awaited) all = all && awaited.id != id;
+  }
+  return all;
+}
+
+void LocalGroup::Finish(const CallSite& site, uint64_t id, const char* call) {
+  const std::string name = std::string("Finish of a started ") + call;
+  Lock lock(mutex_);
+  Wait(lock, site, name.c_str(), [&] { return AllTaken(site, id); }, [&] {
+    std::vector<int> missing;
+    for (int from = 0; from < site.size; ++from)
+      for (const Awaited& awaited : mailbox(from, site.rank).awaited)
+        if (awaited.id == id && (missing.empty() || missing.back() != from)) missing.push_back(from);
+    return missing;
+  });
 }
 
 void LocalGroup::Leave(int rank) {

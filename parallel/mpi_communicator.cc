@@ -14,7 +14,16 @@ constexpr size_t kSmallAllReduce = 64 * 1024;        // bytes x ranks: below, on
 constexpr size_t kSmallBroadcast = 64 * 1024;
 
 // One tag for each operation: ranks that call different ones run into their deadline instead of mixing up data.
-enum Tag : int { kReduceTag = 1, kGatherTag, kBroadcastTag, kAllToAllTag, kPointTag, kBarrierTag };
+enum Tag : int {
+  kReduceTag = 1, kGatherTag, kBroadcastTag, kAllToAllTag, kPointTag, kBarrierTag,
+  kStartedSendRecvTag, kStartedAllGatherTag, kStartedAllToAllTag
+};
+
+Tag StartedTag(const char* call) {
+  return std::strcmp(call, "SendRecv") == 0    ? kStartedSendRecvTag
+         : std::strcmp(call, "AllGather") == 0 ? kStartedAllGatherTag
+                                               : kStartedAllToAllTag;
+}
 
 const char* At(const void* data, size_t offset) { return static_cast<const char*>(data) + offset; }
 char* At(void* data, size_t offset) { return static_cast<char*>(data) + offset; }
@@ -25,7 +34,7 @@ void Copy(void* to, const void* from, size_t bytes) {
 class MpiCommunicator : public CommunicatorBase {
  public:
   MpiCommunicator(CallSite site, std::shared_ptr<MpiGroup> group)
-      : CommunicatorBase(std::move(site)), group_(group), exchange_(std::move(group)) {}
+      : CommunicatorBase(std::move(site)), group_(group), exchange_(group), started_(std::move(group)) {}
 
   std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run) override {
     return CreateMpiWindow(site(), group_, bytes, run);
@@ -89,17 +98,14 @@ class MpiCommunicator : public CommunicatorBase {
     Finish("SendRecv");
   }
 
-  void DoStartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
-                       Stream&) override {
-    Recv(recv, recv_bytes, from, kPointTag, kStarted);
-    Send(send, send_bytes, to, kPointTag, kStarted);
+  void DoStart(uint64_t id, const StartedMessages& messages, Stream&) override {
+    MpiExchange& exchange = started_.Open(id);
+    const Tag tag = StartedTag(messages.call);
+    for (const auto& part : messages.recvs) exchange.Recv(part.data, part.bytes, part.from, tag, site(), messages.call);
+    for (const auto& part : messages.sends) exchange.Send(part.data, part.bytes, part.to, tag, site(), messages.call);
   }
-  void DoStartAllGather(const void* send, void* recv, size_t bytes, Stream&) override {
-    Copy(At(recv, bytes * rank()), send, bytes);
-    StartParts(recv, EqualParts(bytes), kStarted);
-  }
-  void DoPoll() override { exchange_.Poll(site(), kStarted); }
-  void DoFinish() override { exchange_.Finish(site(), kStarted); }
+  void DoPoll() override { started_.Poll(site()); }
+  void DoFinish(uint64_t id, const char* call) override { started_.Finish(id, site(), call); }
 
   // Dissemination (Hensgen, Finkel and Manber 1988).
   void DoBarrier(Stream&) override {
@@ -111,7 +117,6 @@ class MpiCommunicator : public CommunicatorBase {
   }
 
  private:
-  static constexpr const char* kStarted = "Finish of a started call";
   struct Parts {                           // of a vector, by rank
     std::vector<size_t> bytes, offsets;
   };
@@ -178,15 +183,12 @@ class MpiCommunicator : public CommunicatorBase {
 
   // Each rank's own part of `data` goes to all others, except to `complete`, which has all parts already.
   void GatherParts(void* data, const Parts& parts, const char* call, int complete = -1) {
-    StartParts(data, parts, call, complete);
-    Finish(call);
-  }
-  void StartParts(void* data, const Parts& parts, const char* call, int complete = -1) {
     if (rank() != complete)
       for (int peer : Peers())
         Recv(At(data, parts.offsets[peer]), parts.bytes[peer], peer, kGatherTag, call);
     for (int peer : Peers())
       if (peer != complete) Send(At(data, parts.offsets[rank()]), parts.bytes[rank()], peer, kGatherTag, call);
+    Finish(call);
   }
 
   // Binomial tree over ranks counted from the root.
@@ -203,7 +205,8 @@ class MpiCommunicator : public CommunicatorBase {
   }
 
   std::shared_ptr<MpiGroup> group_;
-  MpiExchange exchange_;
+  MpiExchange exchange_;                   // of the call being made
+  MpiStarted started_;
   std::vector<int> peers_;
   std::vector<char> scratch_;
   std::vector<const void*> sources_;

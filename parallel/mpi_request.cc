@@ -126,7 +126,6 @@ std::string MpiExchange::Unfinished() const {
   return text;
 }
 
-// Receives are withdrawn, because their memory may go; sends cannot be.
 void MpiExchange::Abandon() {
   for (size_t i = 0; i < requests_.size(); ++i) {
     if (requests_[i] == MPI_REQUEST_NULL) continue;
@@ -135,6 +134,38 @@ void MpiExchange::Abandon() {
   }
   requests_.clear(), peers_.clear(), expected_.clear();
   open_ = 0;
+}
+
+MpiExchange& MpiStarted::Open(uint64_t id) {
+  auto entry = std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return e.id == 0; });
+  if (entry == entries_.end()) entry = entries_.insert(entry, {0, std::make_unique<MpiExchange>(group_)});
+  entry->id = id;
+  return *entry->exchange;
+}
+
+void MpiStarted::Poll(const CallSite& site) {
+  for (Entry& entry : entries_)
+    if (entry.id != 0) entry.exchange->Poll(site, "Poll of started calls");
+}
+
+// MPI makes progress with all requests while one is waited for.
+void MpiStarted::Finish(uint64_t id, const CallSite& site, const char* call) {
+  auto entry = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) { return e.id == id; });
+  const std::string name = std::string("Finish of a started ") + call;
+  try {
+    entry->exchange->Finish(site, name.c_str());
+  } catch (...) {
+    AbandonAll();
+    throw;
+  }
+  entry->id = 0;
+}
+
+void MpiStarted::AbandonAll() {
+  for (Entry& entry : entries_) {
+    entry.exchange->Abandon();
+    entry.id = 0;
+  }
 }
 
 }  // namespace latentmesh

@@ -54,12 +54,13 @@ class MpiExchange {
   void Finish(const CallSite& site, const char* call);
   // True when all have completed.
   bool Poll(const CallSite& site, const char* call);
+  // Withdraws receives, because their memory may go, and forgets sends, which cannot be withdrawn.
+  void Abandon();
 
  private:
   void Track(MPI_Request request, int peer, int expected_bytes);
   void CheckReceived(int index, const MPI_Status& status, const CallSite& site, const char* call);
   std::string Unfinished() const;
-  void Abandon();
 
   std::shared_ptr<MpiGroup> group_;
   std::vector<MPI_Request> requests_;
@@ -67,6 +68,26 @@ class MpiExchange {
   std::vector<int> completed_;             // scratch of Poll
   std::vector<MPI_Status> statuses_;
   size_t open_ = 0;
+};
+
+// The exchanges of started calls, by id. After a failure of one all are abandoned: the job ends, and their memory goes.
+class MpiStarted {
+ public:
+  explicit MpiStarted(std::shared_ptr<MpiGroup> group) : group_(std::move(group)) {}
+  MpiExchange& Open(uint64_t id);
+  void Poll(const CallSite& site);
+  // `call`: what was started, for errors.
+  void Finish(uint64_t id, const CallSite& site, const char* call);
+
+ private:
+  struct Entry {
+    uint64_t id = 0;                       // 0: free
+    std::unique_ptr<MpiExchange> exchange;
+  };
+  void AbandonAll();
+
+  std::shared_ptr<MpiGroup> group_;
+  std::vector<Entry> entries_;             // reused: their number is that of the calls open at once
 };
 
 }  // namespace latentmesh

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "parallel/communicator_base.h"
+#include "parallel/nccl_started.h"
 #include "parallel/nccl_watch.h"
 
 namespace latentmesh {
@@ -48,7 +49,7 @@ class Group {
 class NcclCommunicator : public CommunicatorBase {
  public:
   NcclCommunicator(const CallSite& site, const NcclGroupId& id, std::vector<std::string> peers)
-      : CommunicatorBase(site), link_(site, id, std::move(peers)) {
+      : CommunicatorBase(site), link_(site, id, std::move(peers)), started_(site) {
     CheckCuda(cudaMalloc(&flag_, sizeof(int)), site, "cudaMalloc");
     CheckCuda(cudaMemset(flag_, 0, sizeof(int)), site, "cudaMemset");
   }
@@ -140,6 +141,18 @@ class NcclCommunicator : public CommunicatorBase {
     link_.Synchronize(site(), "Barrier", Native(stream));
   }
 
+  void DoStart(uint64_t id, const StartedMessages& messages, Stream& stream) override {
+    cudaStream_t second = started_.Fork(site(), Native(stream));
+    link_.Enqueue(site(), messages.call, second, [&](ncclComm_t comm) {
+      Group group(comm, second);
+      for (const auto& part : messages.sends) group.Send(part.data, part.bytes, part.to);
+      for (const auto& part : messages.recvs) group.Recv(part.data, part.bytes, part.from);
+      return group.End();
+    });
+    started_.Mark(site(), id, Native(stream));
+  }
+  void DoFinish(uint64_t id, const char*) override { started_.Join(site(), id); }
+
   void CopyLocal(void* to, const void* from, size_t bytes, Stream& stream) override {
     if (bytes == 0 || to == from) return;
     CheckCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, Native(stream)), site(), "cudaMemcpyAsync");
@@ -151,6 +164,7 @@ class NcclCommunicator : public CommunicatorBase {
   }
 
   NcclLink link_;
+  NcclStarted started_;
   void* flag_ = nullptr;                   // device memory, one int: what a barrier sums
 };
 

@@ -1,4 +1,5 @@
 // The NCCL communicator of GPU ranks: device memory, ordered on the CUDA stream of each call, which returns at once.
+// Started calls run on a second stream of the communicator (nccl_started.h), beside what the caller's stream computes.
 // Calls may be captured into a CUDA graph after each has run once outside of one (NCCL connects at first use).
 //
 // A thread watches all communicators: an asynchronous error, or work that has not ended by the deadline, aborts them,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace latentmesh {
@@ -57,6 +59,7 @@ class Checker {
     Broadcast();
     AllToAllV();
     for (bool started : {false, true}) Ring(started);
+    StartedTogether();
     Chain();
     group_.Barrier(stream_);
   }
@@ -200,6 +203,49 @@ class Checker {
       group_.SendRecv(in.data(), send_bytes, to, out.data(), recv_bytes, from, stream_);
     }
     Compare(started ? "StartSendRecv" : "SendRecv", out, Message(from, me(), recv_bytes));
+  }
+
+  // Several calls open at once; every rank finishes them in an order of its own, some of them by one Finish for all.
+  void StartedTogether() {
+    constexpr int kCalls = 5;
+    std::vector<std::unique_ptr<Started>> calls;
+    for (int i = 0; i < kCalls; ++i) calls.push_back(std::make_unique<Started>(StartOne(7000 + 100 * i)));
+    std::vector<int> order{0, 1, 2, 3, 4};
+    for (int i = kCalls - 1; i > 0; --i) std::swap(order[i], order[Mix(salt_ + 31 * me() + i) % (i + 1)]);
+    for (int i = 0; i < kCalls - (me() + 1) % 3; ++i) {
+      group_.Poll();
+      group_.Finish(calls[order[i]]->call);
+      Compare("started AllToAllV", *calls[order[i]]->out, calls[order[i]]->expected);
+    }
+    group_.Finish();
+    for (auto& call : calls) Compare("started AllToAllV, all finished", *call->out, call->expected);
+  }
+
+  struct Started {
+    StartedCall call;
+    std::unique_ptr<Area> in, out;
+    Bytes expected;
+  };
+  // An all-to-all of sizes that differ among ranks, every other one a ring.
+  Started StartOne(int what) {
+    const bool ring = n() > 1 && what / 100 % 2 == 1;
+    const int to = (me() + 1) % n(), from = (me() + n() - 1) % n();
+    std::vector<size_t> send_bytes(n()), recv_bytes(n()), send_at(n()), recv_at(n());
+    Bytes content, expected;
+    for (int r = 0; r < n(); ++r) {
+      send_bytes[r] = ring && r != to ? 0 : Size(what + me() * n() + r, options_.max_bytes / n());
+      recv_bytes[r] = ring && r != from ? 0 : Size(what + r * n() + me(), options_.max_bytes / n());
+      send_at[r] = content.size(), recv_at[r] = expected.size();
+      Bytes out = Message(what + me(), r, send_bytes[r]), in = Message(what + r, me(), recv_bytes[r]);
+      content.insert(content.end(), out.begin(), out.end());
+      expected.insert(expected.end(), in.begin(), in.end());
+    }
+    Started started{{}, std::make_unique<Area>(options_.device, stream_, content),
+                    std::make_unique<Area>(options_.device, stream_, Bytes(expected.size())), expected};
+    void *send = started.in->data(), *recv = started.out->data();
+    started.call = ring ? group_.StartSendRecv(send, content.size(), to, recv, expected.size(), from, stream_)
+                        : group_.StartAllToAllV({send, send_bytes, send_at, recv, recv_bytes, recv_at}, stream_);
+    return started;
   }
 
   // Rank 0 sends to 1, which sends to 2 and so on, as pipeline stages do.

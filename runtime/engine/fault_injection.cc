@@ -64,6 +64,21 @@ class CorruptingCommunicator : public Communicator {
     if (from != rank()) Corrupt(recv, recv_bytes, stream);
   }
   void Barrier(Stream& stream) override { inner_->Barrier(stream); }
+
+  // Started, as the other ranks do; what a started call received is left as it is.
+  StartedCall StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
+                            Stream& stream) override {
+    return inner_->StartSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+  }
+  StartedCall StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) override {
+    return inner_->StartAllGather(send, recv, bytes, stream);
+  }
+  StartedCall StartAllToAllV(const AllToAllVParams& p, Stream& stream) override {
+    return inner_->StartAllToAllV(p, stream);
+  }
+  void Poll() override { inner_->Poll(); }
+  void Finish(StartedCall call) override { inner_->Finish(call); }
+  void Finish() override { inner_->Finish(); }
   std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run) override { return inner_->CreateWindow(bytes, run); }
   void CountShared(size_t bytes) override { inner_->CountShared(bytes); }
 

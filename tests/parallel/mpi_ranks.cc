@@ -82,6 +82,43 @@ void Traffic(Ranks& ranks) {
   Require(t.calls == 1 && t.bytes_sent == 2 * 4800 * (n - 1) / n && t.bytes_received == t.bytes_sent, "traffic");
 }
 
+// Several sends of one communicator are under way, too large to be buffered, while the ranks meet in another one: the
+// first send starts before and ends after what comes between, as layers handed over while the next are computed. A whole
+// call in its place would wait for its receiver for ever.
+void StartedSends(Ranks& ranks) {
+  CommunicatorSet set = ranks.Make({.dp = 2});
+  const int me = set.dp->rank();
+  const auto bytes_of = [](int layer) { return size_t{8'000'000} + layer; };
+  const auto content = [&](int layer) { return std::string(bytes_of(layer), static_cast<char>('a' + layer)); };
+  std::vector<Buffer> layers;
+  std::vector<StartedCall> calls(3);
+  for (int layer = 0; layer < 3; ++layer) {
+    layers.emplace_back(&ranks.device, bytes_of(layer));
+    if (me == 0) ranks.device.CopyToDevice(layers[layer].data(), content(layer).data(), bytes_of(layer), ranks.stream);
+  }
+  const auto start = [&](int layer) {
+    const size_t out = me == 0 ? bytes_of(layer) : 0;
+    void* data = layers[layer].data();
+    calls[layer] = set.dp->StartSendRecv(data, out, 1 - me, data, bytes_of(layer) - out, 1 - me, ranks.stream);
+  };
+  for (int layer = 0; layer < 3; ++layer) {
+    if (me == 0) start(layer);
+    set.host().Barrier(ranks.stream);      // "the next layer": nobody takes the message yet
+    set.dp->Poll();
+  }
+  for (int layer = 0; layer < 3 && me == 1; ++layer) start(layer);
+  for (int layer : {1, 2, 0}) {
+    set.dp->Finish(calls[layer]);
+    std::string host(bytes_of(layer), '-');
+    ranks.device.CopyToHost(host.data(), layers[layer].data(), host.size(), ranks.stream);
+    ranks.stream.Synchronize();
+    Require(host == content(layer), "layer " + std::to_string(layer));
+  }
+  TrafficCounters t = set.dp->traffic();
+  const uint64_t total = bytes_of(0) + bytes_of(1) + bytes_of(2);
+  Require(t.calls == 3 && t.bytes_sent == (me == 0 ? total : 0) && t.bytes_received == total - t.bytes_sent, "traffic");
+}
+
 void Control(Ranks& ranks) {
   ControlChannel& control = ranks.job.control();
   int me = control.rank(), n = control.size();
@@ -142,6 +179,18 @@ void StopInCollective(Ranks& ranks) {
     set.tp->AllReduceSum(data.view, ranks.stream);
     ranks.stream.Synchronize();            // on a GPU the host waits here, where only the watcher can end it
     set.tp->Barrier(ranks.stream);
+  });
+}
+void StopInStarted(Ranks& ranks) {
+  DieIn(ranks, SIGSTOP, [&](CommunicatorSet& set) {
+    const size_t n = ranks.job.size(), part = 1'000'000;
+    std::vector<char> sent(n * part), received(n * part);
+    std::vector<size_t> bytes(n, part), at(n);
+    for (size_t r = 0; r < n; ++r) at[r] = r * part;
+    std::vector<StartedCall> calls;
+    for (int i = 0; i < 2; ++i)
+      calls.push_back(set.tp->StartAllToAllV({sent.data(), bytes, at, received.data(), bytes, at}, ranks.stream));
+    set.tp->Finish(calls[1]);
   });
 }
 void StopInGather(Ranks& ranks) {
@@ -209,7 +258,8 @@ void DifferentSizes(Ranks& ranks) {
 }
 
 const std::map<std::string, void (*)(Ranks&)> kCases = {
-    {"collectives", Collectives}, {"rank_order", RankOrder}, {"traffic", Traffic}, {"control", Control}, {"idle", Idle},
+    {"collectives", Collectives}, {"rank_order", RankOrder}, {"traffic", Traffic},
+    {"started_sends", StartedSends}, {"stop_in_started", StopInStarted}, {"control", Control}, {"idle", Idle},
     {"long_step", LongStep}, {"stop_in_collective", StopInCollective}, {"stop_in_gather", StopInGather},
     {"stop_while_idle", StopWhileIdle}, {"window", Window}, {"stop_in_window", StopInWindow}, {"kill", Kill}, {"throw", Throw}, {"different_sizes", DifferentSizes}};
 
