@@ -70,12 +70,12 @@ class Communicator {
                         Stream& stream) = 0;
   virtual void Barrier(Stream& stream) = 0;
 
-  // Begin a call, after the work that is on `stream` by now. Its buffers belong to it until Finish has returned (on a GPU:
-  // until what is put on `stream` after Finish); the spans of StartAllToAllV only during the call. A wrapper that does not
-  // implement these makes the call whole at once. StartSendRecv: peers are other ranks; only the two ranks of a message
-  // need take part.
-  virtual StartedCall StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
-                                    Stream& stream) {
+  // Begin a call, after the work that is on `stream` by now. Its buffers belong to it until Finish has returned (on a
+  // GPU: until what is put on `stream` after Finish); the spans of StartAllToAllV only during the call. A wrapper that
+  // does not implement these makes the call whole at once. StartSendRecv: peers are other ranks; only the two ranks of
+  // a message need take part.
+  virtual StartedCall StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes,
+                                    int from, Stream& stream) {
     SendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
     return {};
   }

@@ -119,7 +119,8 @@ void LocalGroup::Transfer(const CallSite& site, const Exchange& e) {
 
 void LocalGroup::Start(const CallSite& site, uint64_t id, const StartedMessages& messages) {
   Lock lock(mutex_);
-  if (!aborted_.empty()) throw site.Fail(StatusCode::kCommunication, messages.call, "the group has failed: " + aborted_);
+  if (!aborted_.empty())
+    throw site.Fail(StatusCode::kCommunication, messages.call, "the group has failed: " + aborted_);
   for (const auto& part : messages.recvs)
     mailbox(part.from, site.rank).awaited.push_back({id, messages.call, part.data, part.bytes});
   for (const auto& part : messages.sends) {

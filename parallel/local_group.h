@@ -1,5 +1,6 @@
 // LocalGroup: the state that the ranks (threads) of one local group share: a meeting point for collectives and
-// mailboxes for point-to-point messages and started calls. A rank that fails or leaves fails all others that wait for it.
+// mailboxes for point-to-point messages and started calls. A rank that fails or leaves fails all others that wait for
+// it.
 #pragma once
 
 #include <chrono>

@@ -83,8 +83,8 @@ void Traffic(Ranks& ranks) {
 }
 
 // Several sends of one communicator are under way, too large to be buffered, while the ranks meet in another one: the
-// first send starts before and ends after what comes between, as layers handed over while the next are computed. A whole
-// call in its place would wait for its receiver for ever.
+// first send starts before and ends after what comes between, as layers handed over while the next are computed. A
+// whole call in its place would wait for its receiver for ever.
 void StartedSends(Ranks& ranks) {
   CommunicatorSet set = ranks.Make({.dp = 2});
   const int me = set.dp->rank();
