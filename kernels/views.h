@@ -26,6 +26,7 @@ struct WeightView {
   int32_t row_offset = 0;             // position of data[0][0] within its block
   int32_t col_offset = 0;
   int32_t packed_bits = 0;            // 8 or 4; 0: row-major as above
+  bool bf16_inputs = false;           // kBF16 on the CPU: products may round their activations to bf16
 
   bool packed() const { return packed_bits != 0; }
   PackedShape packed_shape() const { return {rows, cols, packed_bits}; }

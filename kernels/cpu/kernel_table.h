@@ -79,6 +79,35 @@ struct PackedDotArgs {
   bool accumulate;
 };
 
+// Products of bf16 weights with activations rounded to bf16, sums in f32. The activations of a product lie in a layout
+// that the instruction set chooses, `size` tokens of `k` numbers: see PairBytes.
+struct PairInput {
+  uint16_t* data;
+  int64_t size;
+  int64_t k;
+};
+// Writes tokens [first, first + tokens) of the input; x is the first of them. At most kPairTokens at a time.
+struct ToPairsArgs {
+  const float* x;
+  int64_t x_stride;
+  int64_t first, tokens;
+  PairInput out;
+};
+constexpr int64_t kPairTokens = 16;
+// out[t][n] (+)= x[first + t] . w[n]
+struct PairDotArgs {
+  PairInput x;
+  int64_t first, tokens;
+  const uint16_t* w;
+  int64_t w_stride;
+  int64_t rows;
+  float* out;
+  int64_t out_stride;
+  bool accumulate;
+};
+// Enough for every layout: tokens and columns are padded.
+constexpr int64_t PairBytes(int64_t tokens, int64_t k) { return (tokens + kPairTokens) * ((k + 31) / 32 * 64 + 64); }
+
 // One block of an online softmax (FlashAttention, Dao et al. 2022, algorithm 1) for up to kTileRows rows side by side.
 // scores [keys][kTileRows] become exp(scale * score - new maximum), 0 for keys at and after a row's limit; `largest`
 // and `sum` are updated, `rescale` is what earlier sums must be multiplied with.
@@ -135,6 +164,9 @@ struct KernelTable {
   int64_t fma_flops;
   float (*int8_burn)(int64_t rounds);                     // the same with the products of bytes
   int64_t int8_operations;
+  // nullptr where the instruction set has no products of bf16.
+  void (*to_pairs)(const ToPairsArgs&) = nullptr;
+  void (*pair_dot)(const PairDotArgs&) = nullptr;
 };
 
 const KernelTable& PortableKernels();

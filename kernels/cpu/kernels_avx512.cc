@@ -9,9 +9,18 @@
 #define LM_ISA avx512
 #define LM_ISA_NAME "avx512"
 #include "kernels/cpu/kernel_table.inl"
+#include "kernels/cpu/pair_kernels_avx512.h"
 
 namespace latentmesh {
-const KernelTable* Avx512Kernels() { return &avx512::kTable; }
+const KernelTable* Avx512Kernels() {
+  static const KernelTable table = [] {
+    KernelTable with_pairs = avx512::kTable;
+    with_pairs.to_pairs = avx512::ToPairs;
+    with_pairs.pair_dot = avx512::PairDot;
+    return with_pairs;
+  }();
+  return &table;
+}
 }  // namespace latentmesh
 #else
 namespace latentmesh {

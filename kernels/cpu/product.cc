@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kSlab = kProductScratch / kPanelCols;  // columns of a panel: it stays in the first-level cache
 constexpr int64_t kDotBytes = 64 << 10;                  // weight bytes of one work item
+constexpr int64_t kLineFloats = 16;                      // threads that share a line of the result slow each other
 constexpr int64_t kPackedBytes = 128 << 10;              // the same of packed weights
 
 WeightRows RowsFrom(const WeightView& w, int64_t row, int64_t col) {
@@ -47,28 +48,54 @@ void MultiplyPacked(const Product& p, int64_t begin, int64_t end, bool accumulat
   dot({p.input.groups, p.tokens, panels, shape.blocks(), end - begin, p.out + begin, p.out_stride, accumulate});
 }
 
+bool UsesPairs(const WeightView& w) {
+  return w.bf16_inputs && w.dtype == DType::kBF16 && Kernels().pair_dot != nullptr && !w.empty();
+}
+
+void MultiplyPairs(const Product& p, int64_t begin, int64_t end, bool accumulate) {
+  const auto* w = static_cast<const uint16_t*>(p.w.data) + begin * p.w.cols;
+  Kernels().pair_dot({p.input.pairs, p.input.first_pair, p.tokens, w, p.w.cols, end - begin, p.out + begin, p.out_stride,
+                      accumulate});
+}
+
 constexpr int64_t kInlineNumbers = 1 << 15;  // fewer are not worth a parallel loop
+
+// Calls convert(first token, end) for all tokens of x, `grain` at a time.
+template <typename Convert>
+void ForTokens(CpuContext& context, const TensorView& x, int64_t grain, Convert convert) {
+  if (x.size() > kInlineNumbers) {
+    context.pool().ParallelFor(x.rows(), grain, [&](int64_t begin, int64_t end, int) { convert(begin, end); });
+  } else {
+    for (int64_t begin = 0; begin < x.rows(); begin += grain) convert(begin, std::min(begin + grain, x.rows()));
+  }
+}
+
+void MakeGroups(CpuContext& context, const TensorView& x, const WeightView& w, ProductInput& input) {
+  input.group_stride = 2 * w.packed_shape().blocks();
+  const int64_t bytes = x.rows() * input.group_stride * static_cast<int64_t>(sizeof(ActivationGroup));
+  auto* groups = reinterpret_cast<ActivationGroup*>(context.Scratch(ScratchSlot::kGroups, (bytes + 3) / 4));
+  input.groups = groups;
+  ForTokens(context, x, RowGrain(x.cols()), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      Kernels().to_groups(input.x + t * input.x_stride, x.cols(), groups + t * input.group_stride);
+  });
+}
+
+void MakePairs(CpuContext& context, const TensorView& x, ProductInput& input) {
+  float* scratch = context.Scratch(ScratchSlot::kGroups, (PairBytes(x.rows(), x.cols()) + 3) / 4);
+  input.pairs = {reinterpret_cast<uint16_t*>(scratch), x.rows(), x.cols()};
+  ForTokens(context, x, kPairTokens, [&](int64_t begin, int64_t end) {
+    Kernels().to_pairs({input.x + begin * input.x_stride, input.x_stride, begin, end - begin, input.pairs});
+  });
+}
 
 }  // namespace
 
 ProductInput ReadProductInput(CpuContext& context, const TensorView& x, const WeightView& w) {
   const FloatRows rows = ReadFloatRows(context, x);
   ProductInput input{rows.data, rows.stride};
-  if (!w.packed()) return input;
-  input.group_stride = 2 * w.packed_shape().blocks();
-  const int64_t count = x.rows(), bytes = count * input.group_stride * static_cast<int64_t>(sizeof(ActivationGroup));
-  auto* groups = reinterpret_cast<ActivationGroup*>(context.Scratch(ScratchSlot::kGroups, (bytes + 3) / 4));
-  input.groups = groups;
-  auto convert = [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      Kernels().to_groups(rows.data + t * rows.stride, x.cols(), groups + t * input.group_stride);
-    }
-  };
-  if (x.size() <= kInlineNumbers) {
-    convert(0, count, 0);
-  } else {
-    context.pool().ParallelFor(count, RowGrain(x.cols()), convert);
-  }
+  if (w.packed()) MakeGroups(context, x, w, input);
+  if (UsesPairs(w)) MakePairs(context, x, input);
   return input;
 }
 
@@ -90,6 +117,7 @@ void MultiplyRows(const Product& p, int64_t begin, int64_t end, float* scratch) 
     accumulate = true;
   }
   if (p.w.packed()) return MultiplyPacked(p, begin, end, accumulate);
+  if (p.input.pairs.data != nullptr) return MultiplyPairs(p, begin, end, accumulate);
   // An empty sum has no slab to write it.
   if (p.tokens <= Kernels().dot_tokens || p.w.cols == 0) return MultiplyByDots(p, begin, end, accumulate);
   for (int64_t row = begin; row < end; row += kPanelCols) {
@@ -103,9 +131,10 @@ int64_t ProductRowGrain(int64_t tokens, const WeightView& w) {
     const int64_t panels = kPackedBytes / std::max<int64_t>(1, shape.panel_bytes() * std::max<int64_t>(1, tokens / 4));
     return std::clamp<int64_t>(panels, 2, 4) * kPackedRows;
   }
+  const int64_t row_bytes = std::max<int64_t>(1, w.cols * static_cast<int64_t>(DTypeSize(w.dtype)));
+  if (UsesPairs(w)) return std::clamp<int64_t>(kDotBytes / row_bytes / kLineFloats * kLineFloats, kLineFloats, 64);
   if (tokens > Kernels().dot_tokens) return kPanelCols;
-  const int64_t row_bytes = std::max<int64_t>(1, w.cols * static_cast<int64_t>(DTypeSize(w.dtype)) * tokens);
-  return std::clamp<int64_t>(kDotBytes / row_bytes / 4 * 4, 4, 64);
+  return std::clamp<int64_t>(kDotBytes / (row_bytes * std::max<int64_t>(1, tokens)) / kLineFloats * kLineFloats, kLineFloats, 64);
 }
 
 }  // namespace latentmesh

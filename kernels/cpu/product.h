@@ -8,15 +8,21 @@
 
 namespace latentmesh {
 
-// The left side: f32 rows, or their groups where the weights are packed.
+// The left side: f32 rows, or their groups where the weights are packed, or rounded to bf16 where they allow it.
 struct ProductInput {
   const float* x = nullptr;  // [tokens, cols]
   int64_t x_stride = 0;
   const ActivationGroup* groups = nullptr;  // [tokens, group_stride]
   int64_t group_stride = 0;
+  PairInput pairs{};
+  int64_t first_pair = 0;
 
   ProductInput From(int64_t token) const {
-    return {x + token * x_stride, x_stride, groups == nullptr ? nullptr : groups + token * group_stride, group_stride};
+    ProductInput from = *this;
+    from.x += token * x_stride;
+    if (groups != nullptr) from.groups += token * group_stride;
+    from.first_pair += token;
+    return from;
   }
 };
 // x, in scratch where it must be converted; valid until the context's next operation.

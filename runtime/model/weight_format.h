@@ -1,7 +1,7 @@
 // WeightFormat: how a rank keeps its weight matrices, whatever the checkpoint stores (--weights).
 //
 //   auto   as stored; with --dtype bf16 what is f32 or f16 becomes bf16
-//   f32, bf16   all matrices in that type
+//   f32, bf16   all matrices in that type; with bf16 CPUs may round activations to bf16 (WeightView::bf16_inputs)
 //   fp8    projections in FP8 with a scale for every 128 x 128 block (those of an FP8 checkpoint as they are)
 //   int8, int4  projections packed in groups of 32 columns (kernels/packed_weights.h), the head in 8 bits; CPU only
 //
