@@ -119,7 +119,7 @@ TEST_P(PairOps, ProductsOfExperts) {
     out.Poison();
     ops().GroupedGateUp({x.view(), offsets.data(), per_expert(gate), per_expert(up), out.view()}, stream());
     reference().GroupedGateUp({rounded.view(), offsets.data(), per_expert(gate), per_expert(up), expected.view()}, stream());
-    EXPECT_LT(RelativeError(out, expected), 2 * kBound);  // silu'(z) (about 1) passes a sum's error on, and then it is multiplied
+    EXPECT_LT(RelativeError(out, expected), 2 * kBound);  // the errors of two sums
   }
 }
 
