@@ -51,6 +51,7 @@ CudaOps::CudaOps(CudaDevice& device)
 void CudaOps::Run(const Matmul& p, cudaStream_t stream) {
   if (p.m == 0 || p.n == 0 || p.batches == 0) return;
   LM_CHECK_MSG(p.k > 0, "a product over no columns");
+  if (fp8_activations_ && LaunchMatmulFp8Few(p, workspace_, stream)) return;
   if (LaunchMatmulStream(p, stream)) return;
   if (fp8_activations_ && LaunchMatmulFp8Sm90(p, workspace_, stream)) return;
   if (LaunchMatmulBf16Sm90(p, stream)) return;
@@ -164,7 +165,7 @@ void CudaOps::GqaAttention(const GqaAttentionParams& p, Stream& stream) {
   CheckParams(p);
   if (Empty(p.q) || p.batch.sequences == 0 || p.batch.max_queries == 0) return;
   LM_CHECK(p.q.dtype == p.out.dtype);
-  LaunchGqaAttention(p, Native(stream));
+  if (!LaunchGqaDecode(p, workspace_, Native(stream))) LaunchGqaAttention(p, Native(stream));
 }
 
 void CudaOps::GateUp(const GateUpParams& p, Stream& stream) {

@@ -100,8 +100,8 @@ __device__ __forceinline__ void WriteLatentLane(const DeviceCache& cache, char* 
 
 __global__ void __launch_bounds__(kThreads) LatentWriteWarpKernel(LatentWriteArgs p, int64_t tokens) {
   const int64_t token = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
-  const int64_t slot = token < tokens ? p.slots[token] : -1;
-  if (slot < 0) return;
+  if (token >= tokens) return;
+  const int64_t slot = p.slots[token];  // looked at when everything else is on its way
   const int lane = threadIdx.x % 32, first = p.interleaved ? 2 * lane : lane,
             second = p.interleaved ? 2 * lane + 1 : lane + 32;
   const bf16* row = static_cast<const bf16*>(p.kv_a) + token * p.kv_stride;
@@ -110,6 +110,11 @@ __global__ void __launch_bounds__(kThreads) LatentWriteWarpKernel(LatentWriteArg
   const float* angles = p.cos_sin + p.positions[token] * p.cos_stride;
   const float a = ToFloat(row[kLatent + first]), b = ToFloat(row[kLatent + second]), c = angles[lane],
               s = angles[32 + lane];
+  float4 weights[kLaneNumbers / 4];
+#pragma unroll
+  for (int i = 0; i < kLaneNumbers / 4; ++i)
+    weights[i] = *reinterpret_cast<const float4*>(p.norm_weight + lane * kLaneNumbers + i * 4);
+  if (slot < 0) return;
   float v[kLaneNumbers], squares = 0;
 #pragma unroll
   for (int i = 0; i < kLaneNumbers; ++i) {
@@ -119,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) LatentWriteWarpKernel(LatentWriteArg
   const float scale = rsqrtf(WarpReduce<SumOp>(squares) / kLatent + p.eps);
 #pragma unroll
   for (int i = 0; i < kLaneNumbers; i += 4) {
-    const float4 weight = *reinterpret_cast<const float4*>(p.norm_weight + lane * kLaneNumbers + i);
+    const float4 weight = weights[i / 4];
     v[i] *= scale * weight.x, v[i + 1] *= scale * weight.y, v[i + 2] *= scale * weight.z, v[i + 3] *= scale * weight.w;
   }
   char* record = p.cache.Slot(slot);

@@ -38,7 +38,8 @@ void LaunchSortByExpert(const SortByExpertParams& p, const Workspace& workspace,
 // mla_attention.cu: any shape. mla_sm90.cu: returns false where it does not apply.
 void LaunchMlaAttention(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
-// gqa_attention.cu
+// gqa_attention.cu: any shape. gqa_decode.cu: returns false where it does not apply.
+bool LaunchGqaDecode(const GqaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 void LaunchGqaAttention(const GqaAttentionParams& p, cudaStream_t stream);
 // prefill_attention.cu, prefill_sm90.cu
 void LaunchPrefillAttention(const PrefillAttentionParams& p, cudaStream_t stream);

@@ -47,6 +47,8 @@ void LaunchMatmulMma(const Matmul& p, cudaStream_t stream);
 bool LaunchMatmulStream(const Matmul& p, cudaStream_t stream);
 // matmul_fp8_sm90.cu: FP8 weights with 128x128 scales, x quantised per 1x128; wgmma. False where it does not apply.
 bool LaunchMatmulFp8Sm90(const Matmul& p, const Workspace& workspace, cudaStream_t stream);
+// matmul_fp8_few_sm90.cu: the same for at most 64 rows (of an expert, in the mean).
+bool LaunchMatmulFp8Few(const Matmul& p, const Workspace& workspace, cudaStream_t stream);
 // matmul_bf16_sm90.cu: grouped bf16 products with many rows; wgmma. False where it does not apply.
 bool LaunchMatmulBf16Sm90(const Matmul& p, cudaStream_t stream);
 

@@ -89,7 +89,7 @@ void LaunchMlaAttention(const MlaAttentionParams& p, const Workspace& workspace,
   const int64_t keys = batch.shard.LocalLength(batch.max_kv_len) + batch.shard.block_size;  // no rank holds more
   const int64_t wanted =
       std::min<int64_t>({CeilDiv(int64_t{CurrentCard().multiprocessors} * 4, blocks), CeilDiv(keys, 64), 64});
-  const MlaPartials partials = PlanPartials(p, wanted, workspace);
+  const MlaPartials partials = PlanPartials(p.out.tokens * p.out.heads, p.out.dim, wanted, workspace);
   const MlaArgs args{p.q_latent,
                      p.q_rope,
                      p.out,
@@ -114,7 +114,7 @@ void LaunchMlaAttention(const MlaAttentionParams& p, const Workspace& workspace,
     MlaKernel<T><<<grid, kAttentionThreads, shared, stream>>>(args);
   });
   CheckLaunch("MlaAttention");
-  if (partials.splits > 1) LaunchMlaCombine(p, partials, stream);
+  if (partials.splits > 1) LaunchMergeSplits(p.out, p.lse, partials, stream);
 }
 
 }  // namespace latentmesh::cuda

@@ -1,4 +1,4 @@
-// Merges the splits of latent attention. A block takes 128 columns of one (token, head): its warps share the splits
+// Merges the splits of attention. A block takes 128 columns of one (token, head): its warps share the splits
 // out, so that a single long sequence with few heads still fills the card.
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/mla_split.h"
@@ -12,7 +12,7 @@ constexpr int kColumns = 128;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    MlaCombineKernel(MlaPartials partials, HeadsView out, float* lse, int64_t lse_stride) {
+    MergeSplitsKernel(MlaPartials partials, HeadsView out, float* lse, int64_t lse_stride) {
   __shared__ float weights[kMaxSplits];
   __shared__ float scratch[32];
   __shared__ float sums[kWarps][kColumns];
@@ -54,15 +54,14 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void LaunchMlaCombine(const MlaAttentionParams& p, const MlaPartials& partials, cudaStream_t stream) {
+void LaunchMergeSplits(const HeadsView& out, const TensorView& lse, const MlaPartials& partials, cudaStream_t stream) {
   LM_CHECK(partials.splits <= kMaxSplits && kMaxSplits <= kThreads);
-  DispatchActivation(p.out.dtype, [&](auto tag) {
+  DispatchActivation(out.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const dim3 grid(static_cast<unsigned>(p.out.tokens * p.out.heads),
-                    static_cast<unsigned>(CeilDiv(p.out.dim, kColumns)));
-    MlaCombineKernel<T><<<grid, kThreads, 0, stream>>>(partials, p.out, p.lse.f32(), p.lse.row_stride);
+    const dim3 grid(static_cast<unsigned>(out.tokens * out.heads), static_cast<unsigned>(CeilDiv(out.dim, kColumns)));
+    MergeSplitsKernel<T><<<grid, kThreads, 0, stream>>>(partials, out, lse.f32(), lse.row_stride);
   });
-  CheckLaunch("MlaCombine");
+  CheckLaunch("MergeSplits");
 }
 
 }  // namespace latentmesh::cuda

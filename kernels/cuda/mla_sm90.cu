@@ -19,20 +19,6 @@ bool Applies(const MlaAttentionParams& p) {
          HeadsAligned(p.q_latent) && HeadsAligned(p.q_rope) && HeadsAligned(p.out) && IsAligned(p.cache.data, 16);
 }
 
-// The number of splits that ends soonest, in units of one key tile: a block costs its tiles and about three more for
-// queries, first copies and results; merging costs about two, and its reads grow with the splits.
-int ChooseSplits(int64_t blocks, int64_t tiles) {
-  const int64_t slots = CurrentCard().multiprocessors;
-  int best = 1;
-  double best_cost = 1e30;
-  for (int splits = 1; splits <= std::min<int64_t>(tiles, 160); ++splits) {
-    const int64_t each = CeilDiv(tiles, splits), waves = CeilDiv(blocks * splits, slots);
-    const double cost = static_cast<double>(waves * (each + 3)) + (splits > 1 ? 2 + 0.02 * splits : 0);
-    if (cost < best_cost) best_cost = cost, best = splits;
-  }
-  return best;
-}
-
 template <typename Kernel>
 void LaunchKernel(Kernel kernel, unsigned cluster_blocks, dim3 grid, const mla::Args& args, const CUtensorMap& map,
                   cudaStream_t stream) {
@@ -60,7 +46,8 @@ bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cuda
   const int64_t keys =
       batch.shard.size == 1 ? batch.max_kv_len : batch.shard.LocalLength(batch.max_kv_len) + batch.shard.block_size;
   const int64_t tiles = std::max<int64_t>(1, CeilDiv(keys, kKeys));
-  const MlaPartials partials = PlanPartials(p, ChooseSplits(int64_t{row_blocks} * batch.sequences, tiles), workspace);
+  const int splits = ChooseSplits(int64_t{row_blocks} * batch.sequences, tiles, CurrentCard().multiprocessors);
+  const MlaPartials partials = PlanPartials(p.out.tokens * p.out.heads, p.out.dim, splits, workspace);
   const mla::Args args{p.q_latent,
                        p.q_rope,
                        p.out,
@@ -90,7 +77,7 @@ bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cuda
   } else {
     LaunchKernel(mla::MlaSm90Kernel<false, 1>, 1, grid, args, map, stream);
   }
-  if (partials.splits > 1) LaunchMlaCombine(p, partials, stream);
+  if (partials.splits > 1) LaunchMergeSplits(p.out, p.lse, partials, stream);
   return true;
 }
 

@@ -10,6 +10,9 @@ constexpr int kThreads = 256, kLanes = 16, kNumbers = 8;  // 16 lanes of 8 numbe
 
 // Group g of row r; columns beyond the last are zeros.
 __global__ void QuantiseKernel(const bf16* x, int64_t x_stride, int64_t rows, int cols, QuantisedRows to) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");  // a product may begin with its weights
+#endif
   const int groups = static_cast<int>(to.row_bytes / kQuantGroup);
   const int64_t i = blockIdx.x * int64_t{kThreads / kLanes} + threadIdx.x / kLanes;
   const int64_t row = i / groups;

@@ -17,29 +17,69 @@ struct RopeArgs {
   int64_t cos_stride;
 };
 
-// kPairs pairs a thread. Interleaved they are 2 * kPairs numbers in a row; otherwise kPairs of each half.
+// A thread turns kPairs pairs at the same place of several heads, so that it reads their angles once. Interleaved they
+// are 2 * kPairs numbers in a row; otherwise kPairs of each half.
+template <typename T, int kPairs, bool kInterleaved>
+struct Pairs {
+  static constexpr bool kJoined = kInterleaved && kPairs > 1;  // one access; a single pair may lie anywhere
+  static constexpr int kPack = kJoined ? 2 * kPairs : kPairs;
+  Pack<T, kPack> packs[kJoined ? 1 : 2];
+
+  __device__ __forceinline__ void Load(const T* vector, int pair, int half) {
+    packs[0] = LoadPack<T, kPack>(vector + (kInterleaved ? 2 * pair : pair));
+    if constexpr (!kJoined) packs[1] = LoadPack<T, kPack>(vector + (kInterleaved ? 2 * pair + 1 : half + pair));
+  }
+  __device__ __forceinline__ void Store(T* vector, int pair, int half) const {
+    StorePack<T, kPack>(vector + (kInterleaved ? 2 * pair : pair), packs[0]);
+    if constexpr (!kJoined) StorePack<T, kPack>(vector + (kInterleaved ? 2 * pair + 1 : half + pair), packs[1]);
+  }
+  __device__ __forceinline__ void Turn(const Pack<float, kPairs>& c, const Pack<float, kPairs>& s) {
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      T& x = packs[0].v[kJoined ? 2 * j : j];
+      T& y = packs[kJoined ? 0 : 1].v[kJoined ? 2 * j + 1 : j];
+      const float u = ToFloat(x), v = ToFloat(y);
+      x = FromFloat<T>(u * c.v[j] - v * s.v[j]);
+      y = FromFloat<T>(u * s.v[j] + v * c.v[j]);
+    }
+  }
+};
+
+constexpr int kHeads = 4;  // of a thread at a time
+
+// threadIdx.x: which pairs of a head; threadIdx.y: head
 template <typename T, int kPairs, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) RopeKernel(RopeArgs p) {
   const int64_t token = blockIdx.x;
   const float* angles = p.cos_sin + p.positions[token] * p.cos_stride;
-  const int groups = p.half / kPairs;
-  for (int i = blockIdx.y * kThreads + threadIdx.x; i < p.heads * groups; i += gridDim.y * kThreads) {
-    const int head = i / groups, pair = i % groups * kPairs;
-    T* vector = static_cast<T*>(p.data) + token * p.token_stride + head * p.head_stride;
-    T* first = vector + (kInterleaved ? 2 * pair : pair);
-    T* second = kInterleaved ? first + kPairs : first + p.half;  // where the second pack begins
-    Pack<T, kPairs> a = LoadPack<T, kPairs>(first), b = LoadPack<T, kPairs>(second);
+  const int step = gridDim.y * blockDim.y;
+  T* vectors = static_cast<T*>(p.data) + token * p.token_stride;
+  for (int pair = threadIdx.x * kPairs; pair < p.half; pair += blockDim.x * kPairs) {
+    const Pack<float, kPairs> c = LoadPack<float, kPairs>(angles + pair),
+                              s = LoadPack<float, kPairs>(angles + p.half + pair);
+    for (int first = blockIdx.y * blockDim.y + threadIdx.y; first < p.heads; first += kHeads * step) {
+      Pairs<T, kPairs, kInterleaved> pairs[kHeads];
 #pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
-      T& x = kInterleaved ? (2 * j < kPairs ? a.v[(2 * j) % kPairs] : b.v[(2 * j) % kPairs]) : a.v[j];
-      T& y = kInterleaved ? (2 * j + 1 < kPairs ? a.v[(2 * j + 1) % kPairs] : b.v[(2 * j + 1) % kPairs]) : b.v[j];
-      const float u = ToFloat(x), v = ToFloat(y), c = angles[pair + j], s = angles[p.half + pair + j];
-      x = FromFloat<T>(u * c - v * s);
-      y = FromFloat<T>(u * s + v * c);
+      for (int h = 0; h < kHeads; ++h) {
+        if (first + h * step < p.heads) pairs[h].Load(vectors + (first + h * step) * p.head_stride, pair, p.half);
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        if (first + h * step >= p.heads) continue;
+        pairs[h].Turn(c, s);
+        pairs[h].Store(vectors + (first + h * step) * p.head_stride, pair, p.half);
+      }
     }
-    StorePack<T, kPairs>(first, a);
-    StorePack<T, kPairs>(second, b);
   }
+}
+
+template <typename T, int kPairs, bool kInterleaved>
+void LaunchPairs(const RopeArgs& args, int64_t tokens, cudaStream_t stream) {
+  const int across = std::min(kThreads, args.half / kPairs), heads = std::min(kThreads / across, args.heads);
+  const dim3 block(static_cast<unsigned>(across), static_cast<unsigned>(heads));
+  const dim3 grid(static_cast<unsigned>(tokens),
+                  static_cast<unsigned>(std::min<int64_t>(64, CeilDiv(args.heads, heads * kHeads))));
+  RopeKernel<T, kPairs, kInterleaved><<<grid, block, 0, stream>>>(args);
 }
 
 }  // namespace
@@ -50,17 +90,18 @@ void LaunchRope(const RopeParams& p, cudaStream_t stream) {
     const RopeArgs args{
         p.x.data,    p.x.token_stride, p.x.head_stride,     static_cast<int>(p.x.heads), static_cast<int>(p.x.dim / 2),
         p.positions, p.cos_sin.f32(),  p.cos_sin.row_stride};
-    constexpr int kPairs = 4;
-    const bool wide = args.half % kPairs == 0 && IsAligned(p.x.data, kPairs * sizeof(T)) &&
-                      p.x.token_stride % kPairs == 0 && p.x.head_stride % kPairs == 0;
-    const int64_t work = p.x.heads * (wide ? args.half / kPairs : args.half);
-    const dim3 grid(static_cast<unsigned>(p.x.tokens),
-                    static_cast<unsigned>(std::min<int64_t>(CeilDiv(work, kThreads), 64)));
-    auto launch = [&](auto kernel) { kernel<<<grid, kThreads, 0, stream>>>(args); };
+    auto fits = [&](int pairs, int pack) {
+      return args.half % pairs == 0 && IsAligned(p.x.data, pack * static_cast<int64_t>(sizeof(T))) &&
+             p.x.token_stride % pack == 0 && p.x.head_stride % pack == 0 && IsAligned(args.cos_sin, pairs * 4) &&
+             args.cos_stride % pairs == 0;
+    };
+    constexpr int kInterleaved = 8 / sizeof(T);  // pairs that fill 16 bytes
     if (p.interleaved) {
-      wide ? launch(RopeKernel<T, kPairs, true>) : launch(RopeKernel<T, 1, true>);
+      fits(kInterleaved, 2 * kInterleaved) ? LaunchPairs<T, kInterleaved, true>(args, p.x.tokens, stream)
+                                           : LaunchPairs<T, 1, true>(args, p.x.tokens, stream);
     } else {
-      wide ? launch(RopeKernel<T, kPairs, false>) : launch(RopeKernel<T, 1, false>);
+      fits(4, 4) ? LaunchPairs<T, 4, false>(args, p.x.tokens, stream)
+                 : LaunchPairs<T, 1, false>(args, p.x.tokens, stream);
     }
   });
   CheckLaunch("Rope");

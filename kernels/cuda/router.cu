@@ -18,6 +18,7 @@ struct RouteArgs {
   ScoringFunc scoring;
   TopkMethod method;
   int n_group, topk_group, top_k;
+  uint32_t group_inverse;  // 2^20 / experts of a group, rounded up: e * group_inverse >> 20 is expert e's group
   bool normalise;
   float scaling;
   int32_t* ids;
@@ -64,6 +65,7 @@ __device__ uint64_t KeptGroups(const RouteArgs& p, const float* selection, float
   for (int begin = 0; begin < p.n_group; begin += 32 / sharing) {
     const int g = begin + lane / sharing;
     float first = -INFINITY, second = -INFINITY;
+#pragma unroll 4
     for (int i = lane % sharing; i < size && g < p.n_group; i += sharing) {
       const float s = selection[At(g * size + i)];
       second = fmaxf(second, fminf(first, s));
@@ -93,6 +95,25 @@ __device__ uint64_t KeptGroups(const RouteArgs& p, const float* selection, float
   return kept;
 }
 
+// The largest of a lane's keys and its place, the first of equals: a tournament, since a chain of kEach comparisons is
+// what a round would wait for.
+template <int kEach>
+__device__ __forceinline__ void Largest(const uint32_t (&keys)[kEach], uint32_t& best, int& index) {
+  uint32_t key[kEach];
+  int place[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) key[i] = keys[i], place[i] = i;
+#pragma unroll
+  for (int step = 1; step < kEach; step *= 2) {
+#pragma unroll
+    for (int i = 0; i + step < kEach; i += 2 * step) {
+      if (key[i + step] > key[i]) key[i] = key[i + step], place[i] = place[i + step];
+    }
+  }
+  best = key[0];
+  index = place[0];
+}
+
 // kEach: experts a lane looks after; expert lane + 32 i is its i-th.
 template <int kEach>
 __global__ void __launch_bounds__(kWarps * 32) RouteKernel(RouteArgs p) {
@@ -120,34 +141,29 @@ __global__ void __launch_bounds__(kWarps * 32) RouteKernel(RouteArgs p) {
   }
   __syncwarp();
   const uint64_t kept = p.method == TopkMethod::kGreedy ? ~uint64_t{0} : KeptGroups(p, selection, selection + padded);
-  const int size = p.experts / p.n_group;
   uint32_t keys[kEach];  // 0: taken; 1: masked, or a NaN
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int e = lane + i * 32;
-    const bool inside = p.method == TopkMethod::kGreedy || (kept >> (e / size) & 1);
+    const bool inside = p.method == TopkMethod::kGreedy || (kept >> (e * p.group_inverse >> 20) & 1);
     keys[i] = e >= p.experts ? 0 : inside ? max(Ordered(biased[i]), 1u) : 1u;
   }
-  float sum = 0, mine = 0;
   int my_id = 0;
   for (int k = 0; k < p.top_k; ++k) {
-    uint32_t best = 0;
-    int index = 0;
-#pragma unroll
-    for (int i = kEach - 1; i >= 0; --i) {
-      if (keys[i] >= best) best = keys[i], index = i;  // downwards and >=: the smallest index of equals
-    }
+    uint32_t best;
+    int index;
+    Largest<kEach>(keys, best, index);
     const uint32_t largest = WarpMax(best);
     const int expert = static_cast<int>(WarpMin(best == largest ? lane + index * 32 : 1u << 20));
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       if (expert == lane + i * 32) keys[i] = 0;
     }
-    const float score = scores[At(expert)];
-    sum += score;
-    if (lane == k) mine = score, my_id = expert;
+    if (lane == k) my_id = expert;
   }
-  if (lane >= p.top_k) return;  // top_k <= 32
+  const float mine = lane < p.top_k ? scores[At(my_id)] : 0.f;  // top_k <= 32
+  const float sum = WarpReduce<SumOp>(mine);
+  if (lane >= p.top_k) return;
   p.ids[token * p.top_k + lane] = my_id;
   p.weights[token * p.top_k + lane] = p.normalise ? mine / (sum + 1e-20f) * p.scaling : mine * p.scaling;
 }
@@ -172,6 +188,7 @@ void LaunchRoute(const RouterParams& p, cudaStream_t stream) {
                        groups,
                        p.topk_group,
                        p.top_k,
+                       static_cast<uint32_t>((1 << 20) / (experts / groups) + 1),
                        p.norm_topk_prob,
                        p.routed_scaling_factor,
                        p.ids,

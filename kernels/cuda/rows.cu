@@ -8,40 +8,41 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Rows are moved as bytes in units U; strides and lengths are counted in units.
+// Rows are moved as bytes in units U; strides and lengths are counted in units. A warp moves `each` units of a row, at
+// most kChunkUnits. Blocks run over all rows of the first columns before the next columns: rows are read several times
+// (a token goes to several experts), so their columns should stay in the L2 meanwhile; what is written should not.
+constexpr int kChunkUnits = 256;
 template <typename U>
-__global__ void GatherRowsKernel(const U* x, int64_t x_stride, const int32_t* index, int32_t divisor, int64_t units,
-                                 U* out, int64_t out_stride) {
-  const int64_t row = blockIdx.x;
+__global__ void __launch_bounds__(kThreads)
+    GatherRowsKernel(const U* x, int64_t x_stride, const int32_t* index, int32_t divisor, int64_t rows, int64_t units,
+                     int each, U* out, int64_t out_stride) {
+  const int64_t row = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
+  if (row >= rows) return;
   const int32_t from = index[row];
+  const int64_t begin = blockIdx.y * int64_t{each} + threadIdx.x % 32, end = min((blockIdx.y + 1) * int64_t{each}, units);
+  const U* source = x + static_cast<int64_t>(max(from, 0) / divisor) * x_stride;
   U* to = out + row * out_stride;
-  if (from < 0) {
-    for (int64_t i = threadIdx.x; i < units; i += blockDim.x) to[i] = U{};
-    return;
+  U v[kChunkUnits / 32];
+#pragma unroll
+  for (int j = 0; j < kChunkUnits / 32; ++j) {
+    v[j] = U{};
+    if (from >= 0 && begin + j * 32 < end) v[j] = source[begin + j * 32];
   }
-  const U* source = x + static_cast<int64_t>(from / divisor) * x_stride;
-  constexpr int kUnroll = 4;  // loads in flight
-  for (int64_t i = threadIdx.x; i < units; i += blockDim.x * kUnroll) {
-    U v[kUnroll];
 #pragma unroll
-    for (int j = 0; j < kUnroll; ++j) {
-      if (i + j * blockDim.x < units) v[j] = source[i + j * blockDim.x];
-    }
-#pragma unroll
-    for (int j = 0; j < kUnroll; ++j) {
-      if (i + j * blockDim.x < units) to[i + j * blockDim.x] = v[j];
-    }
+  for (int j = 0; j < kChunkUnits / 32; ++j) {
+    if (begin + j * 32 < end) __stcs(to + begin + j * 32, v[j]);
   }
 }
 
 template <typename U>
 void LaunchGather(const GatherRowsParams& p, cudaStream_t stream) {
   const int64_t size = static_cast<int64_t>(DTypeSize(p.x.dtype)), unit = sizeof(U);
-  const int64_t units = p.x.cols() * size / unit;
-  const int threads = static_cast<int>(std::min<int64_t>(kThreads, CeilDiv(units, 32) * 32));
-  GatherRowsKernel<U><<<static_cast<unsigned>(p.count), threads, 0, stream>>>(p.x.as<U>(), p.x.row_stride * size / unit,
-                                                                              p.index, p.divisor, units, p.out.as<U>(),
-                                                                              p.out.row_stride * size / unit);
+  const int64_t units = p.x.cols() * size / unit, chunks = CeilDiv(units, kChunkUnits);
+  LM_CHECK_MSG(chunks <= 65535, "rows of " + std::to_string(units) + " units");
+  const dim3 grid(static_cast<unsigned>(CeilDiv(p.count, kThreads / 32)), static_cast<unsigned>(chunks));
+  GatherRowsKernel<U><<<grid, kThreads, 0, stream>>>(p.x.as<U>(), p.x.row_stride * size / unit, p.index, p.divisor,
+                                                     p.count, units, static_cast<int>(CeilDiv(units, chunks)),
+                                                     p.out.as<U>(), p.out.row_stride * size / unit);
 }
 
 bool RowsInUnits(const TensorView& t, int64_t unit) {

@@ -1,5 +1,6 @@
 // Benchmark of the CUDA operations: lm_gpu_bench [profile] [attention] [matmul] [rows]
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -124,6 +125,11 @@ double Bench::Time(const std::function<void(int)>& call, int calls) {
   cudaEvent_t begin = nullptr, end = nullptr;
   cuda::Check(cudaEventCreate(&begin), "event");
   cuda::Check(cudaEventCreate(&end), "event");
+  const auto start = std::chrono::steady_clock::now();
+  do {  // the card's clocks fall while the host prepares a row
+    cuda::Check(cudaGraphLaunch(replay, native()), "launch");
+    stream_->Synchronize();
+  } while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(30));
   std::vector<float> times;
   for (int repeat = 0; repeat < 8; ++repeat) {
     cuda::Check(cudaEventRecord(begin, native()), "record");

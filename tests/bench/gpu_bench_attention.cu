@@ -84,6 +84,50 @@ void Decode(Bench& bench, const DecodeCase& c) {
                time, pairs * 2 * (2 * kLatent + kRope), bytes, error);
 }
 
+struct GroupedCase {
+  int heads, kv_heads, sequences, context;
+};
+
+void GroupedDecode(Bench& bench, const GroupedCase& c) {
+  constexpr int kDim = 128;
+  const int pages = (c.context + 63) / 64;
+  CacheView cache;
+  cache.format = CacheFormat::kBF16;
+  cache.latent = 2 * c.kv_heads * kDim;
+  cache.num_blocks = int64_t{pages} * c.sequences;
+  Tensor memory = bench.Random(DType::kBF16, {cache.num_blocks * 64, cache.latent}, 1);
+  cache.data = memory.view.data;
+  std::vector<int32_t> table(cache.num_blocks), start(c.sequences + 1), length(c.sequences, c.context);
+  std::iota(table.begin(), table.end(), 0);
+  std::shuffle(table.begin(), table.end(), std::mt19937(3));
+  std::iota(start.begin(), start.end(), 0);
+  Tensor block_table = bench.Ints(table), query_start = bench.Ints(start), kv_len = bench.Ints(length);
+  Tensor q = bench.Random(DType::kBF16, {c.sequences, c.heads * kDim}, 1);
+  Tensor out = bench.Poisoned(DType::kBF16, {c.sequences, c.heads * kDim}),
+         plain = bench.Poisoned(DType::kBF16, {c.sequences, c.heads * kDim});
+  PagedBatch batch;
+  batch.sequences = c.sequences;
+  batch.max_queries = 1;
+  batch.max_kv_len = c.context;
+  batch.query_start = query_start.view.i32();
+  batch.kv_len = kv_len.view.i32();
+  batch.block_table = block_table.view.i32();
+  batch.table_stride = pages;
+  GqaAttentionParams p{AsHeads(q.view, c.heads, kDim), cache, batch, c.kv_heads, c.heads / c.kv_heads, 0, 0.088f,
+                       AsHeads(out.view, c.heads, kDim)};
+  const double time = bench.Time([&](int) { bench.ops().GqaAttention(p, bench.stream()); }, 4);
+  double error = -1;
+  const double pairs = static_cast<double>(c.sequences) * c.heads * c.context;
+  if (!bench.profiling() && pairs < 3e7) {
+    p.out = AsHeads(plain.view, c.heads, kDim);
+    cuda::LaunchGqaAttention(p, bench.native());
+    error = bench.Difference(out.view, plain.view);
+  }
+  bench.Report("grouped-query decode, " + std::to_string(c.heads) + " heads over " + std::to_string(c.kv_heads) + ", " +
+                   std::to_string(c.sequences) + " x " + std::to_string(c.context),
+               time, pairs * 4 * kDim, 2.0 * c.sequences * c.context * cache.latent, error);
+}
+
 void Prefill(Bench& bench, int heads, int n) {
   constexpr int kNope = 128, kV = 128;
   Tensor q = bench.Random(DType::kBF16, {n, heads * (kNope + kRope)}, 1),
@@ -128,6 +172,10 @@ void BenchAttention(Bench& bench) {
                                 {16, 1, 131072, 1, format},  {128, 1, 65536, 1, format}};
     for (const DecodeCase& c : cases) Decode(bench, c);
   }
+  for (const GroupedCase& c : {GroupedCase{16, 16, 16, 4096}, GroupedCase{16, 16, 128, 4096}, GroupedCase{16, 8, 16, 65536},
+                               GroupedCase{16, 4, 128, 4096}, GroupedCase{16, 1, 16, 4096}, GroupedCase{16, 1, 128, 4096},
+                               GroupedCase{16, 1, 16, 65536}, GroupedCase{16, 1, 1, 65536}, GroupedCase{64, 8, 128, 8192}})
+    GroupedDecode(bench, c);
   Prefill(bench, 128, 4096);
   Prefill(bench, 128, 16384);
 }

@@ -114,6 +114,24 @@ class AttentionGpuTest : public GpuOpsTest {
                        s);
     });
   }
+
+  struct GqaShape {
+    int heads, kv_heads, group, offset, dim;
+  };
+  void Gqa(DType type, CacheFormat format, const GqaShape& shape, const std::vector<int>& queries,
+           const std::vector<int>& lengths, int block_size, ContextShard shard = {}) {
+    Batch b = MakeBatch(format, 2 * shape.kv_heads * shape.dim, 0, block_size, queries, lengths, shard);
+    auto& q = Random("q", type, {b.tokens, shape.heads * shape.dim});
+    auto& out = Output("out", type, {b.tokens, shape.heads * shape.dim}, type == DType::kF32 ? 2e-5 : 6e-3);
+    SCOPED_TRACE(std::string(DTypeName(type)) + " cache " + CacheFormatName(format) + " heads " +
+                 std::to_string(shape.heads) + " over " + std::to_string(shape.kv_heads) + " of " +
+                 std::to_string(shape.dim) + ", pages of " + std::to_string(block_size));
+    Check([&](Ops& ops, Stream& s, const Side& at) {
+      ops.GqaAttention({at.Heads(q, shape.heads, shape.dim), Cache(b, at), Paged(b, at), shape.kv_heads, shape.group,
+                        shape.offset, 0.2f, at.Heads(out, shape.heads, shape.dim)},
+                       s);
+    });
+  }
 };
 
 TEST_F(AttentionGpuTest, LatentWriteAndGather) {
@@ -255,62 +273,61 @@ TEST_F(AttentionGpuTest, Merge) {
   }
 }
 
-TEST_F(AttentionGpuTest, GroupedQuery) {
-  struct Shape {
-    int heads, kv_heads, group, offset, dim;
-  };
-  for (const Shape& shape :
-       {Shape{8, 8, 1, 0, 16}, Shape{8, 2, 4, 0, 40}, Shape{6, 2, 5, 3, 64}, Shape{20, 1, 20, 0, 128}}) {
-    for (DType type : kActivations) {
-      for (CacheFormat format : {CacheFormat::kF32, CacheFormat::kBF16, CacheFormat::kF8}) {
-        const int tokens = 150, width = shape.kv_heads * shape.dim;
-        std::vector<int64_t> slot(tokens);
-        std::iota(slot.begin(), slot.end(), 0);
-        slot[7] = -1;
-        std::vector<int32_t> table(40);
-        std::iota(table.begin(), table.end(), 0);
-        CacheView view;
-        view.format = format;
-        view.num_blocks = 40;
-        view.block_size = 8;
-        view.latent = 2 * width;
-        auto& cache = Make("cache", DType::kU8, {320 * view.record_bytes()});
-        std::fill(cache.host.begin(), cache.host.end(), 0);
-        auto& k = Random("k", type, {tokens, width});
-        auto& v = Random("v", type, {tokens, width});
-        auto& q = Random("q", type, {5, shape.heads * shape.dim});
-        auto& slots = Longs("slots", slot);
-        auto& query_start = Ints("query_start", {0, 1, 5});
-        auto& kv_len = Ints("kv_len", {100, 30});
-        auto& block_table = Ints("block_table", table);
-        auto& out = Output("out", type, {5, shape.heads * shape.dim}, type == DType::kF32 ? 2e-5 : 6e-3);
-        Upload();
-        auto run = [&](Ops& ops, Stream& s, const Side& at) {
-          CacheView here = view;
-          here.data = at.Data(cache);
-          ops.GqaWrite({at.Heads(k, shape.kv_heads, shape.dim), at.Heads(v, shape.kv_heads, shape.dim),
-                        static_cast<const int64_t*>(at.Data(slots)), here},
-                       s);
-          PagedBatch batch;
-          batch.sequences = 2;
-          batch.max_queries = 4;
-          batch.max_kv_len = 100;
-          batch.query_start = at.Ints(query_start);
-          batch.kv_len = at.Ints(kv_len);
-          batch.block_table = at.Ints(block_table);
-          batch.table_stride = 20;
-          batch.shard.block_size = 8;
-          ops.GqaAttention({at.Heads(q, shape.heads, shape.dim), here, batch, shape.kv_heads, shape.group, shape.offset,
-                            0.2f, at.Heads(out, shape.heads, shape.dim)},
-                           s);
-        };
-        run(gpu_ops(), stream(), Side(true));
-        run(reference(), cpu_stream(), Side(false));
-        gpu().CopyToHost(cache.host.data(), cache.device.data(), cache.host.size(), stream());
-        stream().Synchronize();
-        Compare();
-      }
+TEST_F(AttentionGpuTest, GroupedQueryWrite) {
+  for (DType type : kActivations) {
+    for (CacheFormat format : {CacheFormat::kF32, CacheFormat::kBF16, CacheFormat::kF8}) {
+      const int tokens = 150, kv_heads = 2, dim = 40, width = kv_heads * dim;
+      std::vector<int64_t> slot(tokens);
+      std::iota(slot.begin(), slot.end(), 0);
+      slot[7] = -1;
+      std::vector<int32_t> table(20);
+      std::iota(table.begin(), table.end(), 0);
+      CacheView view;
+      view.format = format;
+      view.num_blocks = 20;
+      view.block_size = 8;
+      view.latent = 2 * width;
+      auto& cache = Make("cache", DType::kU8, {160 * view.record_bytes()});
+      std::fill(cache.host.begin(), cache.host.end(), 0);
+      auto& k = Random("k", type, {tokens, width});
+      auto& v = Random("v", type, {tokens, width});
+      auto& slots = Longs("slots", slot);
+      auto& block_table = Ints("block_table", table);
+      auto& gathered = Output("gathered", DType::kF32, {tokens, 2 * width}, format == CacheFormat::kF32 ? 1e-6 : 2e-3);
+      Upload();
+      auto run = [&](Ops& ops, Stream& s, const Side& at) {
+        CacheView here = view;
+        here.data = at.Data(cache);
+        ops.GqaWrite({at.Heads(k, kv_heads, dim), at.Heads(v, kv_heads, dim),
+                      static_cast<const int64_t*>(at.Data(slots)), here},
+                     s);
+        ops.LatentGather({here, at.Ints(block_table), 0, tokens, at(gathered)}, s);
+      };
+      run(gpu_ops(), stream(), Side(true));
+      run(reference(), cpu_stream(), Side(false));
+      gpu().CopyToHost(cache.host.data(), cache.device.data(), cache.host.size(), stream());
+      stream().Synchronize();
+      Compare();
     }
+  }
+}
+
+TEST_F(AttentionGpuTest, GroupedQuery) {
+  for (const GqaShape& shape : {GqaShape{8, 8, 1, 0, 16}, GqaShape{8, 2, 4, 0, 40}, GqaShape{6, 2, 5, 3, 64},
+                                GqaShape{20, 1, 20, 0, 128}}) {
+    for (DType type : kActivations) {
+      for (CacheFormat format : {CacheFormat::kF32, CacheFormat::kBF16, CacheFormat::kF8})
+        Gqa(type, format, shape, {1, 4}, {100, 30}, 8);
+    }
+  }
+}
+
+TEST_F(AttentionGpuTest, GroupedQueryOfModelShapes) {
+  for (const GqaShape& shape : {GqaShape{16, 16, 1, 0, 128}, GqaShape{8, 4, 2, 0, 64}, GqaShape{6, 2, 5, 3, 64},
+                                GqaShape{20, 1, 20, 0, 128}, GqaShape{40, 2, 20, 0, 64}}) {
+    Gqa(DType::kBF16, CacheFormat::kBF16, shape, {1, 4, 2}, {1, 63, 65}, 64);
+    Gqa(DType::kBF16, CacheFormat::kBF16, shape, {1, 3}, {700, 16}, 16);
+    Gqa(DType::kBF16, CacheFormat::kBF16, shape, {1, 2}, {200, 33}, 16, {2, 1, 0});
   }
 }
 
