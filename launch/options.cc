@@ -45,12 +45,14 @@ void RegisterMemory(FlagSet& flags, EngineOptions* engine) {
   flags.AddSize("--kv-memory", &engine->kv_memory, "Memory of the cache a rank, e.g. 4GB or 512MiB; 0: what fits");
 }
 
-void RegisterBalance(FlagSet& flags, EngineOptions* engine, std::string* balance) {
+void RegisterBalance(FlagSet& flags, EngineOptions* engine, std::string* balance, std::string* micro_batches) {
   flags.Section("Experts");
   flags.AddChoice("--dispatch-dtype", &engine->dispatch_dtype, {"auto", "f32", "bf16", "fp8"},
                   "Numbers of tokens on their way to experts and back (fp8: bf16 back; CPU ranks); auto: as activations");
   flags.Add("--ranks-per-node", &engine->ranks_per_node,
             "Ranks taken for one node, to which a token is sent once; 0: those of one host", kNonNegative);
+  flags.AddChoice("--micro-batches", micro_batches, {"auto", "1", "2"},
+                  "2: steps in two halves, so that tokens travel to experts while the other half computes (dp above 1)");
   flags.AddChoice("--expert-balance", balance, {"off", "on"}, "Move and copy experts between ranks to follow the load");
   flags.Add("--redundant-experts", &engine->redundant_experts, "Copies of busy experts in each layer, over all ranks",
             kNonNegative);
@@ -84,7 +86,7 @@ void ModelFlags::Register(FlagSet& flags) {
             kNonNegative);
   flags.AddSwitch("--no-migration", &no_migration, "Sequences and cached prefixes stay on their dp rank");
   RegisterMemory(flags, &engine);
-  RegisterBalance(flags, &engine, &expert_balance);
+  RegisterBalance(flags, &engine, &expert_balance, &micro_batches);
   flags.Section("Running");
   flags.AddChoice("--attention", &attention, {"auto", "absorbed", "expanded"},
                   "Form of latent attention; auto switches at the crossover of their costs");
@@ -123,6 +125,7 @@ Result<EngineOptions> ModelFlags::Resolve() const {
   options.speculative_adapt = !speculative_fixed;
   options.migration = !no_migration;
   options.expert_balance = expert_balance == "on";
+  options.micro_batches = micro_batches == "auto" ? 0 : std::stoi(micro_batches);
   options.attention = attention == "absorbed"   ? AttentionMode::kAbsorbed
                       : attention == "expanded" ? AttentionMode::kExpanded
                                                 : AttentionMode::kAuto;

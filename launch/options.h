@@ -16,6 +16,7 @@ struct ModelFlags {
   EngineOptions engine;
   std::string attention = "auto";
   std::string expert_balance = "off";
+  std::string micro_batches = "auto";
   bool no_prefix_caching = false;
   bool speculative_fixed = false;
   bool no_migration = false;

@@ -14,6 +14,10 @@
 //
 // The number of rounds is the same on all ranks: 1 unless somebody's rows would not fit the buffers, which are sized
 // once. All arrays are device memory. One thread per rank; one Plan ... Combine sequence at a time per dispatcher.
+//
+// Each of the three can be started and finished, so that the rank computes while messages travel. Two dispatchers of one
+// ep group may then be under way at once, their parts interleaved in the same order on all ranks; while a part of one is
+// started, the other's are made in this way, too.
 #pragma once
 
 #include <cstdint>
@@ -103,7 +107,28 @@ class TokenDispatcher {
   // out[t] += results of this round for token t. expert_out [M, H] unweighted, rows as handle.sorted; out [T, H].
   virtual void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
                        Stream& stream) = 0;
+
+  // The same in two parts. What a Start takes (x, ids, weights, expert_out) stays as it is until its Finish. By default a
+  // part is made whole, when its arguments are complete.
+  virtual void StartPlan(const DispatchParams& params, Stream& stream) { whole_.rounds = Plan(params, stream); }
+  virtual int FinishPlan(Stream&) { return whole_.rounds; }
+  virtual void StartDispatch(int round, Stream& stream) { whole_.handle = Dispatch(round, stream); }
+  virtual DispatchHandle FinishDispatch(Stream&) { return whole_.handle; }
+  virtual void StartCombine(const DispatchHandle& handle, const TensorView& expert_out, Stream&) {
+    whole_.handle = handle, whole_.expert_out = expert_out;
+  }
+  virtual void FinishCombine(const TensorView& out, Stream& stream) {
+    Combine(whole_.handle, whole_.expert_out, out, stream);
+  }
   virtual DispatchVolume last_volume() const = 0;      // of the last Plan
+
+ private:
+  struct Whole {                     // between a Start and its Finish
+    int rounds = 0;
+    DispatchHandle handle;
+    TensorView expert_out;
+  };
+  Whole whole_;
 };
 
 // Exact counts: counts and metadata are exchanged first, then exactly the rows needed. For CPU ranks and prefill.

@@ -1,5 +1,6 @@
 // TokenDispatcher with exact counts. Four exchanges a dispatch: counts and metadata once, rows out and rows back a
-// round. The host waits for the router's choice and for the counts; rows stay on the device.
+// round. The host waits for the router's choice and for the counts; rows stay on the device. All exchanges are started
+// calls: the counts travel from StartPlan to FinishPlan, the metadata from there to the first FinishDispatch.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "moe/dispatcher.h"
 #include "moe/exchange_plan.h"
 #include "moe/slot_sorter.h"
+#include "parallel/trace.h"
 
 namespace latentmesh {
 namespace {
@@ -28,8 +30,7 @@ class ExactDispatcher : public TokenDispatcher {
   ExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits)
       : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())), buffers_(&ops.device(), limits_, ep.size()),
         sorter_(ops, limits_) {
-    send_.Assign(ep.size());
-    recv_.Assign(ep.size());
+    for (ByteRuns* runs : {&send_, &recv_, &send_metadata_, &recv_metadata_}) runs->Assign(ep.size());
     std::vector<float> ones(buffers_.ones.view.size(), 1.0f);
     auto stream = ops.device().CreateStream();
     if (!ones.empty()) Upload(ones, buffers_.ones.view.data, *stream);
@@ -37,11 +38,27 @@ class ExactDispatcher : public TokenDispatcher {
   }
 
   const DispatchLimits& limits() const override { return limits_; }
-  int Plan(const DispatchParams& params, Stream& stream) override;
-  DispatchHandle Dispatch(int round, Stream& stream) override;
-  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
-               Stream& stream) override;
   DispatchVolume last_volume() const override;
+  int Plan(const DispatchParams& params, Stream& stream) override {
+    StartPlan(params, stream);
+    return FinishPlan(stream);
+  }
+  DispatchHandle Dispatch(int round, Stream& stream) override {
+    StartDispatch(round, stream);
+    return FinishDispatch(stream);
+  }
+  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
+               Stream& stream) override {
+    StartCombine(handle, expert_out, stream);
+    FinishCombine(out, stream);
+  }
+
+  void StartPlan(const DispatchParams& params, Stream& stream) override;
+  int FinishPlan(Stream& stream) override;
+  void StartDispatch(int round, Stream& stream) override;
+  DispatchHandle FinishDispatch(Stream& stream) override;
+  void StartCombine(const DispatchHandle& handle, const TensorView& expert_out, Stream& stream) override;
+  void FinishCombine(const TensorView& out, Stream& stream) override;
 
  private:
   bool casts() const { return limits_.payload != limits_.activation; }
@@ -52,12 +69,15 @@ class ExactDispatcher : public TokenDispatcher {
   }
 
   void CountLoads() const;
-  void ExchangeCounts(Stream& stream);
-  void ExchangeMetadata(Stream& stream);
+  void StartMetadata(Stream& stream);
+  void FinishMetadata(Stream& stream);
   void SetRowRuns(int round);
-  void AllToAll(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs, Stream& stream);
-  TensorView SendRows(Stream& stream);
-  TensorView ReturnRows(const TensorView& partial, Stream& stream);
+  StartedCall Start(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs, Stream& stream);
+  void Finish(StartedCall& call, const char* span);
+  void SendRows(Stream& stream);
+  TensorView ReceivedRows(Stream& stream);
+  void ReturnRows(const TensorView& partial, Stream& stream);
+  TensorView ReturnedRows(Stream& stream);
   void AddReturned(const TensorView& returned, const TensorView& out, Stream& stream);
   int64_t CountNodeRows() const;
 
@@ -72,27 +92,45 @@ class ExactDispatcher : public TokenDispatcher {
   HostRouting routing_;
   RoutedRows out_rows_, in_rows_;    // by destination, by source
   CountMatrix counts_;
+  std::vector<PairCount> from_;      // counts of this rank's sources
   int rounds_ = 0;
   int32_t slots_per_row_ = 1;
+  StartedCall counting_, describing_, moving_;   // exchanges of counts, metadata, rows
+  bool described_ = false;           // in_rows_ is complete
 
   // State of one round.
-  std::vector<RowRun> out_runs_, in_runs_;
+  int round_ = 0;
+  std::vector<RowRun> out_runs_;
   int64_t rows_out_ = 0, rows_in_ = 0;
-  ByteRuns send_, recv_;
+  ByteRuns send_, recv_, send_metadata_, recv_metadata_;
   std::vector<int32_t> host_index_;
   std::vector<char> host_bytes_;
 };
 
-int ExactDispatcher::Plan(const DispatchParams& params, Stream& stream) {
+void ExactDispatcher::StartPlan(const DispatchParams& params, Stream& stream) {
   CheckDispatch(params, limits_, ep_.size());
   params_ = params;
   slots_per_row_ = std::max(1, std::min(params.k, params.placement->MaxLocalCount()));
   routing_.Read(ops_.device(), params, stream);
   BuildRoutedRows({routing_.ids, routing_.weights, params.k, ep_.rank()}, *params.placement, out_rows_);
   CountLoads();
-  ExchangeCounts(stream);
-  ExchangeMetadata(stream);
-  rounds_ = CountRounds(counts_, ep_.size(), {limits_.max_rows, limits_.max_slots, slots_per_row_});
+  int ranks = ep_.size();
+  from_.resize(ranks);
+  for (int p = 0; p < ranks; ++p)
+    from_[p] = {static_cast<int32_t>(out_rows_.rows(p)), static_cast<int32_t>(out_rows_.slots(p))};
+  Upload(from_, buffers_.counts_out.data(), stream);
+  counting_ = ep_.StartAllGather(buffers_.counts_out.data(), buffers_.counts_in.data(), from_.size() * sizeof(PairCount), stream);
+}
+
+int ExactDispatcher::FinishPlan(Stream& stream) {
+  int ranks = ep_.size();
+  Finish(counting_, "wait for counts");
+  counts_.resize(static_cast<size_t>(ranks) * ranks);
+  ops_.device().CopyToHost(counts_.data(), buffers_.counts_in.data(), counts_.size() * sizeof(PairCount), stream);
+  stream.Synchronize();
+  for (int p = 0; p < ranks; ++p) from_[p] = counts_[p * ranks + ep_.rank()];
+  rounds_ = CountRounds(counts_, ranks, {limits_.max_rows, limits_.max_slots, slots_per_row_});
+  StartMetadata(stream);
   return rounds_;
 }
 
@@ -103,39 +141,32 @@ void ExactDispatcher::CountLoads() const {
   for (int32_t id : routing_.ids) ++params_.loads[id];
 }
 
-void ExactDispatcher::ExchangeCounts(Stream& stream) {
-  int ranks = ep_.size();
-  std::vector<PairCount> mine(ranks);
-  for (int p = 0; p < ranks; ++p)
-    mine[p] = {static_cast<int32_t>(out_rows_.rows(p)), static_cast<int32_t>(out_rows_.slots(p))};
-  counts_.resize(static_cast<size_t>(ranks) * ranks);
-  Upload(mine, buffers_.counts_out.data(), stream);
-  ep_.AllGather(buffers_.counts_out.data(), buffers_.counts_in.data(), mine.size() * sizeof(PairCount), stream);
-  ops_.device().CopyToHost(counts_.data(), buffers_.counts_in.data(), counts_.size() * sizeof(PairCount), stream);
-  stream.Synchronize();
+void ExactDispatcher::StartMetadata(Stream& stream) {
+  int ranks = ep_.size(), me = ep_.rank();
+  for (int p = 0; p < ranks; ++p) {
+    send_metadata_.Set(p, MetadataBytes(counts_[me * ranks + p]));
+    recv_metadata_.Set(p, MetadataBytes(from_[p]));
+  }
+  host_bytes_.resize(send_metadata_.total());
+  for (int p = 0; p < ranks; ++p) PackMetadata(out_rows_, p, host_bytes_.data() + send_metadata_.offsets[p]);
+  Upload(host_bytes_, buffers_.metadata_out.data(), stream);
+  describing_ = Start(buffers_.metadata_out.data(), send_metadata_, buffers_.metadata_in.data(), recv_metadata_, stream);
+  described_ = false;
 }
 
-void ExactDispatcher::ExchangeMetadata(Stream& stream) {
-  int ranks = ep_.size(), me = ep_.rank();
-  std::vector<PairCount> from(ranks);
-  for (int p = 0; p < ranks; ++p) {
-    from[p] = counts_[p * ranks + me];
-    send_.Set(p, MetadataBytes(counts_[me * ranks + p]));
-    recv_.Set(p, MetadataBytes(from[p]));
-  }
-  host_bytes_.resize(send_.total());
-  for (int p = 0; p < ranks; ++p) PackMetadata(out_rows_, p, host_bytes_.data() + send_.offsets[p]);
-  Upload(host_bytes_, buffers_.metadata_out.data(), stream);
-  AllToAll(buffers_.metadata_out.data(), send_, buffers_.metadata_in.data(), recv_, stream);
-  host_bytes_.resize(recv_.total());
+void ExactDispatcher::FinishMetadata(Stream& stream) {
+  if (described_) return;
+  Finish(describing_, "wait for choices");
+  host_bytes_.resize(recv_metadata_.total());
   if (!host_bytes_.empty())
     ops_.device().CopyToHost(host_bytes_.data(), buffers_.metadata_in.data(), host_bytes_.size(), stream);
   stream.Synchronize();
-  UnpackMetadata(from, host_bytes_.data(), params_.placement->LocalCount(me), in_rows_);
+  UnpackMetadata(from_, host_bytes_.data(), params_.placement->LocalCount(ep_.rank()), in_rows_);
+  described_ = true;
 }
 
-void ExactDispatcher::AllToAll(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs,
-                               Stream& stream) {
+StartedCall ExactDispatcher::Start(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs,
+                                   Stream& stream) {
   AllToAllVParams p;
   p.send = send;
   p.send_bytes = send_runs.bytes;
@@ -143,39 +174,54 @@ void ExactDispatcher::AllToAll(const void* send, const ByteRuns& send_runs, void
   p.recv = recv;
   p.recv_bytes = recv_runs.bytes;
   p.recv_offsets = recv_runs.offsets;
-  ep_.AllToAllV(p, stream);
+  return ep_.StartAllToAllV(p, stream);
 }
 
+void ExactDispatcher::Finish(StartedCall& call, const char* span) {
+  TraceSpan waiting(span);
+  ep_.Finish(call);
+  call = {};
+}
+
+// In one round the counts tell how many rows come; how several rounds share them, only the metadata.
 void ExactDispatcher::SetRowRuns(int round) {
   out_runs_.clear();
-  in_runs_.clear();
   for (int p = 0; p < ep_.size(); ++p) {
     out_runs_.push_back(RoundRows(out_rows_, p, rounds_, round));
-    in_runs_.push_back(RoundRows(in_rows_, p, rounds_, round));
+    int64_t coming = rounds_ == 1 ? from_[p].rows : RoundRows(in_rows_, p, rounds_, round).count();
     send_.Set(p, static_cast<size_t>(out_runs_[p].count() * row_bytes()));
-    recv_.Set(p, static_cast<size_t>(in_runs_[p].count() * row_bytes()));
+    recv_.Set(p, static_cast<size_t>(coming * row_bytes()));
   }
   rows_out_ = static_cast<int64_t>(send_.total()) / row_bytes();
   rows_in_ = static_cast<int64_t>(recv_.total()) / row_bytes();
 }
 
-DispatchHandle ExactDispatcher::Dispatch(int round, Stream& stream) {
+void ExactDispatcher::StartDispatch(int round, Stream& stream) {
   LM_CHECK(round >= 0 && round < rounds_);
+  round_ = round;
+  if (rounds_ > 1) FinishMetadata(stream);
   SetRowRuns(round);
-  TensorView rows = SendRows(stream);
+  SendRows(stream);
+}
+
+DispatchHandle ExactDispatcher::FinishDispatch(Stream& stream) {
+  FinishMetadata(stream);
+  TensorView rows = ReceivedRows(stream);
   sorter_.Begin(slots_per_row_);
-  for (const RowRun& run : in_runs_)
+  for (int p = 0; p < ep_.size(); ++p) {
+    RowRun run = RoundRows(in_rows_, p, rounds_, round_);
     for (int64_t i = run.begin; i < run.end; ++i) {
       size_t first = in_rows_.slot_begin[i], count = in_rows_.slot_begin[i + 1] - in_rows_.slot_begin[i];
       sorter_.AddRow({in_rows_.expert.data() + first, count}, {in_rows_.weight.data() + first, count});
     }
+  }
   DispatchHandle handle = sorter_.Sort(rows, params_.placement->LocalCount(ep_.rank()), stream);
-  handle.round = round;
+  handle.round = round_;
   return handle;
 }
 
-// Rows of x to their destinations; returns the rows received as activations.
-TensorView ExactDispatcher::SendRows(Stream& stream) {
+// Rows of x set out to their destinations.
+void ExactDispatcher::SendRows(Stream& stream) {
   TensorView x = params_.x;
   if (casts() && rows_out_ > 0) {
     TensorView cast = buffers_.cast.view.Rows(0, x.dim(0));
@@ -186,29 +232,45 @@ TensorView ExactDispatcher::SendRows(Stream& stream) {
   for (const RowRun& run : out_runs_)
     host_index_.insert(host_index_.end(), out_rows_.token.begin() + run.begin, out_rows_.token.begin() + run.end);
   Upload(host_index_, buffers_.send_index.view.data, stream);
-  TensorView out = buffers_.rows_out.view.Rows(0, rows_out_), in = buffers_.rows_in.view.Rows(0, rows_in_);
+  TensorView out = buffers_.rows_out.view.Rows(0, rows_out_);
   if (rows_out_ > 0) ops_.GatherRows({x, buffers_.send_index.view.i32(), rows_out_, 1, out}, stream);
-  AllToAll(out.data, send_, in.data, recv_, stream);
+  moving_ = Start(out.data, send_, buffers_.rows_in.view.data, recv_, stream);
+}
+
+// As activations.
+TensorView ExactDispatcher::ReceivedRows(Stream& stream) {
+  Finish(moving_, "wait for tokens");
+  TensorView in = buffers_.rows_in.view.Rows(0, rows_in_);
   if (!casts()) return in;
   TensorView local = buffers_.local.view.Rows(0, rows_in_);
   if (rows_in_ > 0) ops_.Cast({in, local}, stream);
   return local;
 }
 
-void ExactDispatcher::Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
-                              Stream& stream) {
-  LM_CHECK(expert_out.dim(0) == handle.rows && out.dim(0) == params_.x.dim(0));
+void ExactDispatcher::StartCombine(const DispatchHandle& handle, const TensorView& expert_out, Stream& stream) {
+  LM_CHECK(expert_out.dim(0) == handle.rows && handle.round == round_);
   TensorView partial = (casts() ? buffers_.local : buffers_.rows_in).view.Rows(0, rows_in_);
   if (rows_in_ > 0)
     ops_.CombineRows({expert_out, handle.sorted_row, handle.weights, handle.slots_per_row, partial, false}, stream);
-  AddReturned(ReturnRows(partial, stream), out, stream);
+  ReturnRows(partial, stream);
 }
 
-// Partial sums back to the tokens' ranks; returns this rank's results in the order in which its rows were sent.
-TensorView ExactDispatcher::ReturnRows(const TensorView& partial, Stream& stream) {
-  TensorView in = buffers_.rows_in.view.Rows(0, rows_in_), out = buffers_.rows_out.view.Rows(0, rows_out_);
+void ExactDispatcher::FinishCombine(const TensorView& out, Stream& stream) {
+  LM_CHECK(out.dim(0) == params_.x.dim(0));
+  AddReturned(ReturnedRows(stream), out, stream);
+}
+
+// Partial sums set out to the tokens' ranks.
+void ExactDispatcher::ReturnRows(const TensorView& partial, Stream& stream) {
+  TensorView in = buffers_.rows_in.view.Rows(0, rows_in_);
   if (casts() && rows_in_ > 0) ops_.Cast({partial, in}, stream);
-  AllToAll(in.data, recv_, out.data, send_, stream);
+  moving_ = Start(in.data, recv_, buffers_.rows_out.view.data, send_, stream);
+}
+
+// This rank's results in the order in which its rows were sent.
+TensorView ExactDispatcher::ReturnedRows(Stream& stream) {
+  Finish(moving_, "wait for results");
+  TensorView out = buffers_.rows_out.view.Rows(0, rows_out_);
   if (!casts()) return out;
   TensorView local = buffers_.local.view.Rows(0, rows_out_);
   if (rows_out_ > 0) ops_.Cast({out, local}, stream);

@@ -136,16 +136,16 @@ void MoeLayer::Replace(const ExpertWeights& experts, ExpertPlacement placement) 
 
 void MoeLayer::ResetLoads() { std::fill(loads_.begin(), loads_.end(), 0); }
 
-void MoeLayer::Route(const TensorView& x, Stream& stream) {
+void MoeLayer::Route(MoeWorkspace& w, const TensorView& x, Stream& stream) {
   if (x.dim(0) == 0) return;
   TraceSpan span("router");
-  const MoeConfig& c = w_.config_;
-  TensorView logits = w_.logits_.view.Rows(0, x.dim(0));
+  const MoeConfig& c = w.config_;
+  TensorView logits = w.logits_.view.Rows(0, x.dim(0));
   GemmParams gate;
   gate.x = x;
   gate.w = weights_.router;
   gate.out = logits;
-  w_.ops_.Gemm(gate, stream);
+  w.ops_.Gemm(gate, stream);
   RouterParams route;
   route.logits = logits;
   route.bias = weights_.bias;
@@ -156,9 +156,21 @@ void MoeLayer::Route(const TensorView& x, Stream& stream) {
   route.top_k = c.top_k;
   route.norm_topk_prob = c.norm_topk_prob;
   route.routed_scaling_factor = c.routed_scaling_factor;
-  route.ids = w_.ids_.view.i32();
-  route.weights = w_.topk_weights_.view.f32();
-  w_.ops_.Route(route, stream);
+  route.ids = w.ids_.view.i32();
+  route.weights = w.topk_weights_.view.f32();
+  w.ops_.Route(route, stream);
+}
+
+DispatchParams MoeLayer::ParamsOf(MoeWorkspace& w, const TensorView& x) {
+  DispatchParams params;
+  params.x = x;
+  params.ids = w.ids_.view.i32();
+  params.weights = w.topk_weights_.view.f32();
+  params.k = w.config_.top_k;
+  params.placement = &placement_;
+  params.loads = loads_.data();
+  if (ranks_per_node_ > 0) params.spread = &spread_, params.ranks_per_node = ranks_per_node_;
+  return params;
 }
 
 void MoeLayer::Forward(const TensorView& x, const TensorView& out, Stream& stream) {
@@ -172,22 +184,51 @@ void MoeLayer::ForwardReplicated(const TensorView& x, const TensorView& out, Str
 
 void MoeLayer::RunExperts(TokenDispatcher& dispatcher, const TensorView& x, const TensorView& out, Stream& stream) {
   LM_CHECK(x.dim(0) == out.dim(0) && x.dim(0) <= dispatcher.limits().max_tokens);
-  Route(x, stream);
-  DispatchParams params;
-  params.x = x;
-  params.ids = w_.ids_.view.i32();
-  params.weights = w_.topk_weights_.view.f32();
-  params.k = w_.config_.top_k;
-  params.placement = &placement_;
-  params.loads = loads_.data();
-  if (ranks_per_node_ > 0) params.spread = &spread_, params.ranks_per_node = ranks_per_node_;
-  int rounds = PlanRounds(dispatcher, params, stream);
-  for (int round = 0; round < rounds; ++round) {
-    DispatchHandle handle = DispatchRound(dispatcher, round, stream);
-    TensorView y = RunRound(w_.experts_, weights_.experts, handle, stream);
-    TraceSpan span("combine");
-    dispatcher.Combine(handle, y, out, stream);
+  Route(w_, x, stream);
+  int rounds = PlanRounds(dispatcher, ParamsOf(w_, x), stream);
+  for (int round = 0; round < rounds; ++round) RunRoundWhole(w_, dispatcher, round, out, stream);
+}
+
+void MoeLayer::RunRoundWhole(MoeWorkspace& w, TokenDispatcher& dispatcher, int round, const TensorView& out,
+                             Stream& stream) {
+  DispatchHandle handle = DispatchRound(dispatcher, round, stream);
+  TensorView y = RunRound(w.experts_, weights_.experts, handle, stream);
+  TraceSpan span("combine");
+  dispatcher.Combine(handle, y, out, stream);
+}
+
+void MoeLayer::Start(MoeWorkspace& w, const TensorView& x, Stream& stream) {
+  LM_CHECK(x.dim(0) <= w.dispatcher_->limits().max_tokens);
+  Route(w, x, stream);
+  TraceSpan span("dispatch plan");
+  w.pass_.params = ParamsOf(w, x);
+  w.dispatcher_->StartPlan(w.pass_.params, stream);
+}
+
+void MoeLayer::Send(MoeWorkspace& w, Stream& stream) {
+  TraceSpan span("dispatch");
+  w.pass_.rounds = w.dispatcher_->FinishPlan(stream);
+  w.dispatcher_->StartDispatch(0, stream);
+}
+
+void MoeLayer::Compute(MoeWorkspace& w, Stream& stream) {
+  DispatchHandle handle;
+  {
+    TraceSpan span("arrival");
+    handle = w.dispatcher_->FinishDispatch(stream);
   }
+  TensorView y = RunRound(w.experts_, weights_.experts, handle, stream);
+  TraceSpan span("results");
+  w.dispatcher_->StartCombine(handle, y, stream);
+}
+
+// Rounds after the first are rare (somebody's rows did not fit the buffers) and made whole.
+void MoeLayer::Finish(MoeWorkspace& w, const TensorView& out, Stream& stream) {
+  {
+    TraceSpan span("combine");
+    w.dispatcher_->FinishCombine(out, stream);
+  }
+  for (int round = 1; round < w.pass_.rounds; ++round) RunRoundWhole(w, *w.dispatcher_, round, out, stream);
 }
 
 }  // namespace latentmesh

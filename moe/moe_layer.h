@@ -58,6 +58,11 @@ class MoeWorkspace {
   std::unique_ptr<TokenDispatcher> dispatcher_;
   std::unique_ptr<TokenDispatcher> replicated_;   // nullptr unless max_replicated_tokens > 0
   Experts experts_;
+  struct Pass {                      // of MoeLayer::Start to Finish
+    DispatchParams params;
+    int rounds = 0;
+  };
+  Pass pass_;
   Tensor logits_;                    // [most tokens, E] f32
   Tensor ids_;                       // [most tokens, top_k] i32
   Tensor topk_weights_;              // [most tokens, top_k] f32
@@ -83,6 +88,15 @@ class MoeLayer {
   // choice is served and counted by exactly one rank. T <= max_replicated_tokens.
   void ForwardReplicated(const TensorView& x, const TensorView& out, Stream& stream);
 
+  // Forward in four steps, between which the rank computes something else while messages travel: the counts of tokens from
+  // Start to Send, the tokens to Compute, the results to Finish. x stays as it is until Finish, which adds to out. Several
+  // batches may be under way at once, each in a workspace of its own, as long as all ranks take the steps in the same order;
+  // then none is passed to Forward.
+  void Start(MoeWorkspace& w, const TensorView& x, Stream& stream);
+  void Send(MoeWorkspace& w, Stream& stream);
+  void Compute(MoeWorkspace& w, Stream& stream);
+  void Finish(MoeWorkspace& w, const TensorView& out, Stream& stream);
+
   const ExpertPlacement& placement() const { return placement_; }
   // Between steps: another placement and the weights that go with it. On all ranks at the same step.
   void Replace(const ExpertWeights& experts, ExpertPlacement placement);
@@ -97,7 +111,9 @@ class MoeLayer {
   const RoutingSpread& spread() const { return spread_; }
 
  private:
-  void Route(const TensorView& x, Stream& stream);
+  void Route(MoeWorkspace& w, const TensorView& x, Stream& stream);
+  DispatchParams ParamsOf(MoeWorkspace& w, const TensorView& x);
+  void RunRoundWhole(MoeWorkspace& w, TokenDispatcher& dispatcher, int round, const TensorView& out, Stream& stream);
   void RunExperts(TokenDispatcher& dispatcher, const TensorView& x, const TensorView& out, Stream& stream);
   MoeWorkspace& w_;
   MoeWeights weights_;

@@ -41,8 +41,9 @@ SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
 
 constexpr int64_t kKeepDraftCacheSteps = 64;   // steps without drafts after which the draft layer's cache is given up
 
-StepCommand ModelCommand(AttentionMode attention, const StepPlan& plan, bool capture_hidden = false) {
+StepCommand ModelCommand(const RankSetup& setup, AttentionMode attention, const StepPlan& plan, bool capture_hidden = false) {
   StepCommand command;
+  command.micro_batches = static_cast<uint8_t>(MicroBatchesOf(setup, plan));
   command.attention = attention;
   command.capture_hidden = capture_hidden;
   command.plan = plan;
@@ -199,7 +200,7 @@ bool EngineImpl::Step() {
   std::vector<DraftSeed> seeds;
   auto started = Clock::now();
   if (!step.empty()) {
-    StepResult result = RunPlan(ModelCommand(worker_.setup().options.attention, step.plan));
+    StepResult result = RunPlan(ModelCommand(worker_.setup(), worker_.setup().options.attention, step.plan));
     if (worker_.setup().options.migration)
       ObserveCosts(step.plan, result, std::chrono::duration<double>(Clock::now() - started).count());
     if (runs_model) Collect(step, result, deliveries, seeds);
@@ -517,7 +518,7 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
   while (scheduler_->HasRequest(spec.id)) {
     ScheduledStep step = scheduler_->Schedule();
     if (!step.runs_model()) {
-      Warn(TakeKvReports(RunPlan(ModelCommand(options.attention, step.plan)).kv_reports));
+      Warn(TakeKvReports(RunPlan(ModelCommand(worker_.setup(), options.attention, step.plan)).kv_reports));
       continue;
     }
     LM_CHECK(step.sequences.size() == 1);
@@ -525,7 +526,7 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
     SequenceStep& part = step.plan.shards[static_cast<size_t>(entry.shard)].sequences[0];
     int64_t tokens = static_cast<int64_t>(part.tokens.size());
     part.logits_from = static_cast<int32_t>(std::clamp<int64_t>(options.logits_from - done, 0, tokens));
-    StepResult result = RunPlan(ModelCommand(options.attention, step.plan, options.hidden_states));
+    StepResult result = RunPlan(ModelCommand(worker_.setup(), options.attention, step.plan, options.hidden_states));
     const StepResult::Shard& shard = result.shards[static_cast<size_t>(entry.shard)];
     score.rows += shard.rows;
     score.logits.insert(score.logits.end(), shard.logits.begin(), shard.logits.end());

@@ -46,6 +46,7 @@ struct EngineOptions {
   int balance_interval = 0;           // steps between two looks at the loads; 0: off, or chosen with expert_balance
   std::string dispatch_dtype = "auto";   // of tokens on their way to experts: auto (as activations), f32, bf16, fp8 (CPU)
   int ranks_per_node = 0;             // neighbouring ranks taken for one node; 0: Runtime fills in those of a host
+  int micro_batches = 0;              // 2: halves of a step hide each other's messages; 1: off; 0: 2 where that should pay
   std::string trace;                  // file for a timeline of all ranks (trace.h); empty: off
   std::function<void(const std::string&)> warn;   // called on rank 0, from the engine's thread, for what only costs time
   std::function<void(const LoadProgress&)> load_progress;   // called on rank 0

@@ -8,6 +8,7 @@
 #include "kernels/ops_memory.h"
 #include "runtime/engine/balancer.h"
 #include "runtime/engine/balancer_rank.h"
+#include "runtime/model/batch_halves.h"
 #include "runtime/model/decoder.h"
 
 namespace latentmesh {
@@ -68,6 +69,8 @@ CacheFormat CacheFormatOf(const std::string& name) {
 }
 
 constexpr int kMostDrafts = 15;
+// Below this a half would read all weights for too few tokens: a core multiplies about as long as it reads at 16 tokens.
+constexpr int64_t kLeastTokensToHalve = 64;
 
 Status ResolveSpeculation(const ModelConfig& config, EngineOptions& r) {
   if (r.speculative_tokens < 0 || r.speculative_tokens > kMostDrafts)
@@ -124,8 +127,37 @@ TensorView ReserveLogitsInbox(const RankSetup& s, Arena& arena) {
 int RankSetup::dispatch_node() const {
   int ranks = shard.ep_size(), node = std::max(1, options.ranks_per_node);
   if (options.device == "cuda" || shard.layout.dp == 1) return 0;
+  if (micro_batches() == 2 && options.dispatch_dtype != "fp8") return 0;
   if (options.check_collectives) return options.dispatch_dtype == "fp8" ? 1 : 0;
   return ranks % node == 0 ? node : node % ranks == 0 ? ranks : 1;
+}
+
+// Left to us: two where a token's way to its experts is a slow one, over a network. By nodes of several ranks it is not cut in
+// parts that could hide.
+int RankSetup::micro_batches() const {
+  if (config.n_routed_experts == 0 || shard.layout.dp == 1) return 1;
+  if (options.micro_batches > 0) return options.micro_batches;
+  return options.device == "cpu" && options.ranks_per_node == 1 && options.dispatch_dtype != "fp8" ? 2 : 1;
+}
+
+MoeWorkspaceOptions RankSetup::second_moe_options() const {
+  MoeWorkspaceOptions moe = moe_options();
+  moe.max_tokens = SplitRange(MostTokensOfHalf(limits.max_tokens), shard.layout.tp, 0).count;
+  return moe;
+}
+
+uint64_t RankSetup::moe_bytes() const {
+  if (config.n_routed_experts == 0) return 0;
+  MoeConfig moe = MoeConfigOf(config);
+  uint64_t bytes = MoeWorkspace::Bytes(moe, moe_options(), shard.ep_size());
+  return micro_batches() == 1 ? bytes : bytes + MoeWorkspace::Bytes(moe, second_moe_options(), shard.ep_size());
+}
+
+int MicroBatchesOf(const RankSetup& setup, const StepPlan& plan) {
+  if (setup.micro_batches() == 1) return 1;
+  int64_t most = 0;
+  for (const ShardStep& shard : plan.shards) most = std::max(most, shard.tokens());
+  return most >= (setup.options.micro_batches == 2 ? 2 : kLeastTokensToHalve) ? 2 : 1;
 }
 
 MoeWorkspaceOptions RankSetup::moe_options() const {
@@ -183,6 +215,8 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   LM_RETURN_IF_ERROR(CheckPositive("--max-seqs", options.max_seqs));
   LM_RETURN_IF_ERROR(CheckPositive("--max-model-len", options.max_model_len));
   LM_RETURN_IF_ERROR(CheckPositive("--threads", options.threads));
+  if (options.micro_batches < 0 || options.micro_batches > 2)
+    return InvalidArgument(fmt::format("--micro-batches {}: must be auto, 1 or 2", options.micro_batches));
   if (options.block_size < 1 || options.block_size > 1024)
     return InvalidArgument(fmt::format("--block-size {}: must be from 1 to 1024 tokens", options.block_size));
   if (options.max_model_len > config.max_position_embeddings)
@@ -222,8 +256,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
                       LayOutWeights(config, s.shard, s.placement, s.weight_options, stored, counter, nullptr));
   s.plan.weights = counter.used();
   s.plan.activations = ActivationBytes(s, weights);
-  if (config.n_routed_experts > 0)
-    s.plan.communication = MoeWorkspace::Bytes(MoeConfigOf(config), s.moe_options(), mesh.ep_size());
+  s.plan.communication = s.moe_bytes();
   if (resolved.expert_balance) s.plan.communication += RankBalancer::StagingBytes(weights, s.weight_options.expert_slots);
   s.plan.workspace = OpsBytes(device);
   if (device == DeviceKind::kCpu) available -= std::min(available, resolved.kv_offload);

@@ -33,6 +33,11 @@ struct RankSetup {
   bool drafts_with_layer() const { return options.speculative_tokens > 0 && options.speculative == "mtp"; }
   int dispatch_node() const;             // MoeWorkspaceOptions::ranks_per_node
   MoeWorkspaceOptions moe_options() const;
+  // 2: steps may run as two halves whose tokens travel to experts and back while the other half computes; the rank then has
+  // a second workspace, of second_moe_options. The same on all ranks.
+  int micro_batches() const;
+  MoeWorkspaceOptions second_moe_options() const;
+  uint64_t moe_bytes() const;            // of both
   void SetBlocks(int64_t blocks);
   void SetOffloadBlocks(int64_t blocks);
   bool has_tiers() const { return plan.offload_blocks > 0 || !options.kv_store.empty(); }
@@ -41,6 +46,10 @@ struct RankSetup {
 // Fills in what the user left open. kInvalidArgument names the flag.
 Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelConfig& config, int world_size,
                                      DeviceKind device);
+
+// 2 when the step is to run as halves: where setup.micro_batches() is 2 and some dp rank has enough tokens, with
+// --micro-batches 2 two, otherwise kLeastTokensToHalve. All ranks follow what rank 0 decides, also those without tokens.
+int MicroBatchesOf(const RankSetup& setup, const StepPlan& plan);
 
 // Where rank 0 receives other ranks' logits: [max_logits_rows, widest part of the vocabulary]; empty on other ranks.
 TensorView ReserveLogitsInbox(const RankSetup& setup, Arena& arena);

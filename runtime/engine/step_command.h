@@ -17,6 +17,7 @@ struct StepCommand {
   AttentionMode attention = AttentionMode::kAuto;
   bool capture_hidden = false;   // ranks send the hidden states of the step's tokens to rank 0
   DraftRound draft = DraftRound::kNone;
+  uint8_t micro_batches = 1;     // 2: the step runs as two halves (MicroBatchesOf)
   // [dp][sequences] kFirst: index of the sequence in the step before; kLater: its row in the last round's results.
   std::vector<std::vector<int32_t>> sources;
   StepPlan plan;

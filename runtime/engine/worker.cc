@@ -52,8 +52,11 @@ Status Worker::Allocate(const StoredDType& stored) {
   stream_->Synchronize();
   if (setup_.config.n_routed_experts > 0)
     moe_ = std::make_unique<MoeWorkspace>(*ops_, *comms_.ep, MoeConfigOf(setup_.config), setup_.moe_options());
+  if (setup_.micro_batches() == 2)
+    second_moe_ = std::make_unique<MoeWorkspace>(*ops_, *comms_.ep, MoeConfigOf(setup_.config), setup_.second_moe_options());
   builder_ = std::make_unique<StepBatchBuilder>(setup_.config, setup_.shard, setup_.limits, step_arena_);
-  decoder_ = std::make_unique<Decoder>(ctx_, weights_, moe_.get(), setup_.placement, step_arena_);
+  decoder_ = std::make_unique<Decoder>(ctx_, weights_, moe_.get(), setup_.placement, step_arena_,
+                                       second_moe_.get());
   logits_in_ = ReserveLogitsInbox(setup_, step_arena_);
   cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
   exchange_ = std::make_unique<BlockExchange>(*cache_, *comms_.dp, *stream_);
@@ -110,7 +113,8 @@ StepResult Worker::Execute(const StepCommand& command) {
     if (command.plan.kv_report) result.kv_reports = GatherKvReports(kReportWait);
     return result;
   }
-  StepBatch batch = builder_->Build(mine, command.attention, device_, *stream_);
+  bool halves = command.micro_batches == 2 && command.draft == DraftRound::kNone;
+  StepBatch batch = builder_->Build(mine, command.attention, device_, *stream_, halves);
   std::vector<float> captured;
   if (command.draft == DraftRound::kNone) {
     HiddenObserver observer = Capture(captured);

@@ -83,7 +83,7 @@ class Worker {
   ModelWeights weights_;
   std::vector<TensorRequest> requests_;   // until loaded
   ModelContext ctx_;
-  std::unique_ptr<MoeWorkspace> moe_;
+  std::unique_ptr<MoeWorkspace> moe_, second_moe_;   // the second where steps may run as halves
   std::unique_ptr<StepBatchBuilder> builder_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<LatentKvCache> cache_;

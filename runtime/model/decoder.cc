@@ -20,7 +20,7 @@ MoeConfig MoeConfigOf(const ModelConfig& c) {
 }
 
 Decoder::Decoder(const ModelContext& ctx, const ModelWeights& weights, MoeWorkspace* moe, const ExpertPlacement& placement,
-                 Arena& arena)
+                 Arena& arena, MoeWorkspace* second)
     : ctx_(ctx), weights_(weights), runner_(ctx, arena) {
   int64_t hidden = ctx.config->hidden_size;
   x_ = arena.Reserve(ctx.activation, {ctx.limits.max_tokens, hidden});
@@ -28,6 +28,7 @@ Decoder::Decoder(const ModelContext& ctx, const ModelWeights& weights, MoeWorksp
     head_in_ = arena.Reserve(ctx.activation, {ctx.limits.max_logits_rows, hidden});
     logits_ = arena.Reserve(DType::kF32, {ctx.limits.max_logits_rows, ctx.shard.vocab.count});
   }
+  if (second != nullptr) halves_ = std::make_unique<Interleave>(ctx, runner_, *moe, *second);
   for (const LayerWeights& layer : weights.layers) {
     moe_index_.push_back(layer.is_moe ? static_cast<int64_t>(moe_layers_.size()) : -1);
     if (layer.is_moe && moe != nullptr) moe_layers_.emplace_back(*moe, layer.moe, placement);
@@ -50,6 +51,21 @@ void Decoder::End(const TensorView& x) {
   if (!ctx_.shard.last_stage() && !x.empty()) ctx_.comms->pp->Send(x.data, x.bytes(), PeerStage(+1), *ctx_.stream);
 }
 
+// Returns what the layer adds to x, or nothing while that is under way. Dense layers take both halves at once: nothing
+// travels that they could hide.
+TensorView Decoder::RunLayer(size_t layer, const LatentKvCache& cache, const StepBatch& batch, const TensorView& x,
+                             const TensorView& pending) {
+  const LayerWeights& w = weights_.layers[layer];
+  CacheView rows = cache.layer(static_cast<int64_t>(layer));
+  MoeLayer* moe = moe_index_[layer] < 0 ? nullptr : &moe_layers_[static_cast<size_t>(moe_index_[layer])];
+  bool halves = !batch.halves.empty();
+  if (halves && moe != nullptr) {
+    halves_->Layer(w, *moe, rows, batch, x, pending);
+    return {};
+  }
+  return runner_.Run(w, moe, rows, batch, x, halves && halves_->under_way() ? halves_->Finish(batch) : pending);
+}
+
 void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const HiddenObserver* observer,
                       const std::function<void(int64_t layer)>& on_layer) {
   Ops& ops = *ctx_.ops;
@@ -59,9 +75,10 @@ void Decoder::Forward(const StepBatch& batch, const LatentKvCache& cache, const 
   TensorView pending;
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     TraceSpan span("layer", ctx_.shard.layers.begin + static_cast<int64_t>(layer));
-    MoeLayer* moe = moe_index_[layer] < 0 ? nullptr : &moe_layers_[static_cast<size_t>(moe_index_[layer])];
-    pending = runner_.Run(weights_.layers[layer], moe, cache.layer(static_cast<int64_t>(layer)), batch, x, pending);
+    pending = RunLayer(layer, cache, batch, x, pending);
     if (on_layer) on_layer(static_cast<int64_t>(layer));
+    bool last = layer + 1 == weights_.layers.size();
+    if ((last || observer != nullptr) && halves_ != nullptr && halves_->under_way()) pending = halves_->Finish(batch);
     if (observer == nullptr) continue;
     ops.Add({pending, x}, *ctx_.stream);
     pending = {};

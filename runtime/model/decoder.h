@@ -13,6 +13,7 @@
 
 #include "moe/moe_layer.h"
 #include "runtime/cache/latent_kv_cache.h"
+#include "runtime/model/interleave.h"
 #include "runtime/model/mtp_draft.h"
 
 namespace latentmesh {
@@ -25,9 +26,10 @@ MoeConfig MoeConfigOf(const ModelConfig& config);
 class Decoder {
  public:
   // Buffers come from `arena`; with a counting arena the object only says how much it needs (no Forward).
-  // ctx, weights and cache outlive it. `moe` is null for models without routed experts.
+  // ctx, weights and cache outlive it. `moe` is null for models without routed experts; with `second`, batches may come in
+  // halves (StepBatch::halves), whose messages then hide behind each other's computation.
   Decoder(const ModelContext& ctx, const ModelWeights& weights, MoeWorkspace* moe, const ExpertPlacement& placement,
-          Arena& arena);
+          Arena& arena, MoeWorkspace* second = nullptr);
 
   // Runs this stage: embeds or receives from the previous stage, then computes its layers and sends on. Collective over
   // the world, also for ranks without tokens. `on_layer` is called when a layer of this stage, counted from 0, has been
@@ -49,12 +51,15 @@ class Decoder {
  private:
   void Begin(const StepBatch& batch, const TensorView& x);
   void End(const TensorView& x);
+  TensorView RunLayer(size_t layer, const LatentKvCache& cache, const StepBatch& batch, const TensorView& x,
+                      const TensorView& pending);
   TensorView HeadInput(const StepBatch& batch, int64_t begin, int64_t count);
   int PeerStage(int offset) const { return ctx_.shard.pp_rank + offset; }
 
   const ModelContext& ctx_;
   const ModelWeights& weights_;
   LayerRunner runner_;
+  std::unique_ptr<Interleave> halves_;
   std::vector<MoeLayer> moe_layers_;      // of this stage, in order
   std::vector<int64_t> moe_index_;        // layer of this stage -> moe_layers_ index, or -1
   std::unique_ptr<MtpDraft> mtp_;

@@ -11,8 +11,17 @@ LayerRunner::LayerRunner(const ModelContext& ctx, Arena& arena) : ctx_(ctx), mlp
 
 TensorView LayerRunner::Run(const LayerWeights& w, MoeLayer* moe, const CacheView& cache, const StepBatch& batch,
                             const TensorView& x, const TensorView& pending) {
+  TensorView h = Attend(w, cache, batch, x, pending), delta = Delta(batch);
+  Mlps(w, batch, h);
+  if (w.is_moe) RoutedExperts(*moe, h, delta);
+  ReduceOverTp(ctx_, delta);
+  return delta;
+}
+
+TensorView LayerRunner::Attend(const LayerWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
+                               const TensorView& pending) {
   Ops& ops = *ctx_.ops;
-  TensorView h = h_.Rows(0, batch.tokens), delta = delta_.Rows(0, batch.tokens);
+  TensorView h = h_.Rows(batch.row, batch.tokens), delta = Delta(batch);
   float eps = static_cast<float>(ctx_.config->rms_norm_eps);
   if (batch.copy_count > 0) ops.CopyBlocks({cache, batch.copies, batch.copy_count}, *ctx_.stream);
   if (pending.data == nullptr) ops.RmsNorm({x, {}, w.input_norm, eps, h}, *ctx_.stream);
@@ -24,17 +33,12 @@ TensorView LayerRunner::Run(const LayerWeights& w, MoeLayer* moe, const CacheVie
   }
   ReduceOverTp(ctx_, delta);
   ops.RmsNorm({delta, x, w.post_attention_norm, eps, h}, *ctx_.stream);
-  FeedForward(w, moe, h, delta);
-  return delta;
+  return h;
 }
 
-void LayerRunner::FeedForward(const LayerWeights& w, MoeLayer* moe, const TensorView& h, const TensorView& delta) {
-  {
-    TraceSpan span(w.is_moe ? "shared experts" : "mlp");
-    mlp_.Forward(w.is_moe ? w.shared : w.dense, h, delta);
-  }
-  if (w.is_moe) RoutedExperts(*moe, h, delta);
-  ReduceOverTp(ctx_, delta);
+void LayerRunner::Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h) {
+  TraceSpan span(w.is_moe ? "shared experts" : "mlp");
+  mlp_.Forward(w.is_moe ? w.shared : w.dense, h, Delta(batch));
 }
 
 // With dp 1 every rank of the ep group holds all tokens and adds what its experts give. Otherwise each tp rank routes its

@@ -23,8 +23,16 @@ class LayerRunner {
   TensorView Run(const LayerWeights& w, MoeLayer* moe, const CacheView& cache, const StepBatch& batch, const TensorView& x,
                  const TensorView& pending);
 
+  // Parts of Run, for batches that are a half of a step's (StepBatch::row) and x, pending of its rows.
+  // Until attention is added to x: returns the MLP's input [T, hidden], valid until the next Attend of these rows.
+  TensorView Attend(const LayerWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
+                    const TensorView& pending);
+  // Sets Delta to the shared experts, or the dense MLP, of h; a partial sum over tp.
+  void Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h);
+  // What the layer adds to x, its rows of `batch`.
+  TensorView Delta(const StepBatch& batch) { return delta_.Rows(batch.row, batch.tokens); }
+
  private:
-  void FeedForward(const LayerWeights& w, MoeLayer* moe, const TensorView& h, const TensorView& delta);
   void RoutedExperts(MoeLayer& moe, const TensorView& h, const TensorView& delta);
 
   const ModelContext& ctx_;

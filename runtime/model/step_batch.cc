@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "runtime/model/batch_halves.h"
+
 namespace latentmesh {
 namespace {
 
@@ -33,13 +35,15 @@ struct StepBatchBuilder::Host {
   std::vector<int64_t> slots;
   std::vector<int32_t> ids, positions, query_start{0}, kv_len, tables, logits, copies;
   std::vector<int64_t> expanded_table;   // offset into tables
+  std::vector<SequenceRows> rows;        // in the order of the batch, as the tables
   int64_t stride = 0;
 };
 
 StepBatchBuilder::StepBatchBuilder(const ModelConfig& config, const ModelShard& shard, const StepLimits& limits, Arena& arena)
     : config_(config), shard_(shard.context(limits.block_size)), limits_(limits) {
   int64_t tokens = limits.max_tokens, seqs = limits.max_seqs;
-  capacity_ints_ = 2 * tokens + 3 * tokens + 2 * (seqs + 1) + seqs * TableStride(limits, shard_) + 2 * seqs + 64;
+  int64_t halves = 2 * (seqs + 2);
+  capacity_ints_ = 2 * tokens + 3 * tokens + 2 * (seqs + 1) + halves + seqs * TableStride(limits, shard_) + 2 * seqs + 64;
   memory_ = arena.ReserveArray<int32_t>(capacity_ints_);
 }
 
@@ -64,7 +68,7 @@ void StepBatchBuilder::AppendSequence(const SequenceStep& sequence, Host& host, 
   batch.tokens += static_cast<int64_t>(sequence.tokens.size());
 }
 
-StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Device& device, Stream& stream) {
+StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Device& device, Stream& stream, bool halves) {
   StepBatch batch;
   Host host;
   size_t count = step.sequences.size();
@@ -88,6 +92,7 @@ StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Dev
       batch.expanded.push_back({batch.tokens, queries, s.start, s.context(), nullptr});
       host.expanded_table.push_back(static_cast<int64_t>(host.tables.size()));
     }
+    host.rows.push_back({batch.tokens, queries, s.start, it >= first_expanded});
     AppendSequence(s, host, batch);
   }
   for (size_t i = 0; i < count; ++i)
@@ -100,9 +105,6 @@ StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Dev
   int64_t starts = Append(staging_, host.query_start), lens = Append(staging_, host.kv_len);
   int64_t tables = Append(staging_, host.tables), logits = Append(staging_, host.logits);
   int64_t copies = Append(staging_, host.copies);
-  LM_CHECK(static_cast<int64_t>(staging_.size()) <= capacity_ints_);
-  device.CopyToDevice(memory_, staging_.data(), staging_.size() * sizeof(int32_t), stream);
-
   batch.slots = reinterpret_cast<const int64_t*>(memory_ + slots);
   batch.ids = memory_ + ids;
   batch.positions = memory_ + positions;
@@ -118,7 +120,30 @@ StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Dev
   batch.logits_rows = static_cast<int64_t>(host.logits.size());
   batch.copies = memory_ + copies;
   batch.copy_count = static_cast<int64_t>(step.copies.size());
+  if (halves) AddHalves(host, tables, batch);
+  LM_CHECK(static_cast<int64_t>(staging_.size()) <= capacity_ints_);
+  device.CopyToDevice(memory_, staging_.data(), staging_.size() * sizeof(int32_t), stream);
   return batch;
+}
+
+// Positions, slots and tables are parts of the whole batch's; only what counts rows and keys differs.
+void StepBatchBuilder::AddHalves(const Host& host, int64_t tables, StepBatch& batch) {
+  int64_t cut = CutRow(host.rows, batch.tokens), ends[] = {0, cut, batch.tokens};
+  for (int i = 0; i < 2; ++i) {
+    HalfArrays arrays = TakeRows(host.rows, ends[i], ends[i + 1]);
+    StepBatch& half = batch.halves.emplace_back(std::move(arrays.batch));
+    half.positions = batch.positions + half.row;
+    half.slots = batch.slots + half.row;
+    half.absorbed.query_start = memory_ + Append(staging_, arrays.query_start);
+    half.absorbed.kv_len = memory_ + Append(staging_, arrays.kv_len);
+    half.absorbed.block_table = memory_ + tables + arrays.first_absorbed * host.stride;
+    half.absorbed.table_stride = host.stride;
+    half.absorbed.shard = shard_;
+    for (size_t e = 0; e < half.expanded.size(); ++e)
+      half.expanded[e].block_table = memory_ + tables + arrays.expanded[e] * host.stride;
+  }
+  batch.halves[0].copies = batch.copies;
+  batch.halves[0].copy_count = batch.copy_count;
 }
 
 }  // namespace latentmesh

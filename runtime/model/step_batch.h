@@ -56,19 +56,27 @@ struct StepBatch {
   int64_t logits_rows = 0;
   const int32_t* copies = nullptr;     // [copy_count, 2]
   int64_t copy_count = 0;
+  // When asked for: the same rows as two batches, which may be empty. The first has the copies, and the cache rows that the
+  // second's queries look back at; neither has ids or logits rows.
+  int64_t row = 0;                     // of a half: its first row in the whole
+  std::vector<StepBatch> halves;
 };
+
+// Most tokens that one half of a batch can have.
+int64_t MostTokensOfHalf(int64_t tokens);
 
 // Device memory of the arrays, laid out once.
 class StepBatchBuilder {
  public:
   StepBatchBuilder(const ModelConfig& config, const ModelShard& shard, const StepLimits& limits, Arena& arena);
   // The batch refers to the builder's memory until the next Build. The shard step must respect the limits (LM_CHECK).
-  StepBatch Build(const ShardStep& step, AttentionMode mode, Device& device, Stream& stream);
+  StepBatch Build(const ShardStep& step, AttentionMode mode, Device& device, Stream& stream, bool halves = false);
 
  private:
   struct Host;
   void AppendSequence(const SequenceStep& sequence, Host& host, StepBatch& batch) const;
   bool Expand(const SequenceStep& sequence, AttentionMode mode) const;
+  void AddHalves(const Host& host, int64_t tables, StepBatch& batch);
 
   const ModelConfig& config_;
   ContextShard shard_;
