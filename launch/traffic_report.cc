@@ -24,6 +24,7 @@ TrafficReport TrafficBetween(const TrafficReport& before, const TrafficReport& a
   TrafficReport spent = after;
   spent.steps -= before.steps;
   spent.tokens -= before.tokens;
+  spent.halved_steps -= before.halved_steps;
   for (GroupTraffic& group : spent.groups) {
     for (const GroupTraffic& old : before.groups) {
       if (old.group != group.group) continue;
@@ -50,6 +51,8 @@ std::string TrafficText(const TrafficReport& traffic, const Runtime& runtime) {
       text += fmt::format("context parallel: {:.1f} bytes sent by rank 0 for each token computed (formula, absorbed: {})\n",
                           static_cast<double>(c.bytes_sent) / static_cast<double>(traffic.tokens), AbsorbedBytes(runtime));
   }
+  if (traffic.halved_steps > 0)
+    text += fmt::format("two micro-batches in {} of {} steps\n", traffic.halved_steps, traffic.steps);
   return text;
 }
 
@@ -65,7 +68,10 @@ std::string TrafficJson(const TrafficReport& traffic) {
                       {"seconds", c.seconds}});
   }
   return boost::json::serialize(
-      boost::json::object{{"steps", traffic.steps}, {"tokens", traffic.tokens}, {"groups", std::move(groups)}});
+      boost::json::object{{"steps", traffic.steps},
+                         {"tokens", traffic.tokens},
+                         {"halved_steps", traffic.halved_steps},
+                         {"groups", std::move(groups)}});
 }
 
 }  // namespace latentmesh

@@ -12,7 +12,7 @@ TrafficReport TrafficBetween(const TrafficReport& before, const TrafficReport& a
 // A line for each group that was used, "traffic of rank 0, a step: tp (2 ranks) ...", and the cp exchange's bytes a token.
 // Empty for one rank.
 std::string TrafficText(const TrafficReport& traffic, const Runtime& runtime);
-// {"steps", "tokens", "groups": [{"group", "ranks", "calls", "bytes_sent", "bytes_received", "seconds"}]}, totals.
+// {"steps", "tokens", "halved_steps", "groups": [{"group", "ranks", "calls", "bytes_sent", "bytes_received", "seconds"}]}, totals.
 std::string TrafficJson(const TrafficReport& traffic);
 
 }  // namespace latentmesh

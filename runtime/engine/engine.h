@@ -71,6 +71,7 @@ struct TrafficReport {
   std::vector<GroupTraffic> groups;
   int64_t steps = 0;                   // of the model
   int64_t tokens = 0;                  // computed by rank 0's dp shard in them
+  int64_t halved_steps = 0;            // of the steps, those that ran as two micro-batches
 };
 
 // Logits (and hidden states) of a whole sequence; used by verify and eval.

@@ -123,6 +123,7 @@ StepResult Worker::Execute(const StepCommand& command) {
                       [&](int64_t layer) { exchange_->RunLayer(transfers, layer); });
     main_rows_ = batch.first_row;
     ++steps_;
+    halved_steps_ += halves;
     tokens_ += mine.tokens();
   } else if (setup_.shard.last_stage()) {
     RunDraft(command, batch);
@@ -160,7 +161,7 @@ std::vector<KvReport> Worker::GatherKvReports(std::chrono::milliseconds wait) {
 }
 
 TrafficReport Worker::Traffic() const {
-  TrafficReport report{{}, steps_, tokens_};
+  TrafficReport report{{}, steps_, tokens_, halved_steps_};
   for (const auto* comm : {&comms_.world, &comms_.tp, &comms_.cp, &comms_.dp, &comms_.ep, &comms_.pp})
     if (*comm && (*comm)->size() > 1) report.groups.push_back({(*comm)->name(), (*comm)->size(), (*comm)->traffic()});
   return report;

@@ -93,7 +93,7 @@ class Worker {
   TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
   std::vector<int64_t> main_rows_;        // first row of each sequence of the last step that ran the model
   LoadProgress load_progress_;
-  int64_t steps_ = 0, tokens_ = 0;           // run so far, drafts not counted
+  int64_t steps_ = 0, tokens_ = 0, halved_steps_ = 0;   // run so far, drafts not counted
   CollectiveAudit* audit_ = nullptr;
   Fault fault_;
 };

@@ -103,6 +103,23 @@ TEST(PlanMemory, IsWhatTheDemoAllocates) {
     ExpectPredicted("launch/demo", options, layout);
 }
 
+// The second micro-batch has exchange buffers of its own.
+TEST(PlanMemory, IsWhatTwoMicroBatchesAllocate) {
+  EngineOptions options;
+  options.device = "cpu";
+  options.kv_memory = 16'000'000;
+  options.max_batch_tokens = 2048;
+  options.max_model_len = 2048;
+  options.micro_batches = 2;
+  for (ParallelConfig layout : {ParallelConfig{1, 2, 1, 1}, {2, 2, 1, 1}}) {
+    ExpectPredicted("launch/demo", options, layout);
+    EngineOptions one = options;
+    one.micro_batches = 1;
+    auto communication = [&](const EngineOptions& o) { return Predict("launch/demo", o, layout).memory().communication; };
+    EXPECT_GT(static_cast<double>(communication(options)), 1.2 * static_cast<double>(communication(one)));
+  }
+}
+
 TEST(PlanMemory, IsWhatOtherFormatsAllocate) {
   EngineOptions options;
   options.device = "cpu";
