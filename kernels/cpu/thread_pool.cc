@@ -38,7 +38,8 @@ void ThreadPool::Run(const Job& job) {
   state_.store(uint64_t{epoch} << 32 | kOpen, std::memory_order_release);
   epoch_.store(epoch);  // sequentially consistent with sleepers_: either we see the sleeper or it sees the new epoch
   if (sleepers_.load() > 0) epoch_.notify_all();
-  TakeChunks(0);
+  Progress* progress = current_progress;
+  TakeChunks(0, progress);
   state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   for (int spin = 0; (state_.load(std::memory_order_acquire) & kInside) != 0; ++spin) {
     if (spin < kJoinSpins && spins_ == kIdleSpins) {
@@ -47,14 +48,16 @@ void ThreadPool::Run(const Job& job) {
       std::this_thread::yield();
     }
   }
+  if (progress != nullptr) progress->Rethrow();
 }
 
-void ThreadPool::TakeChunks(int thread) {
+void ThreadPool::TakeChunks(int thread, Progress* progress) {
   const Job job = job_;
   for (;;) {
     const int64_t begin = next_.fetch_add(job.grain, std::memory_order_relaxed);
     if (begin >= job.n) return;
     job.call(job.body, begin, begin + job.grain < job.n ? begin + job.grain : job.n, thread);
+    if (progress != nullptr) progress->Tick();
   }
 }
 
@@ -86,7 +89,7 @@ void ThreadPool::WorkerLoop(int thread) {
     WaitForJob(epoch);
     epoch = epoch_.load(std::memory_order_acquire);
     if (!Enter(entered)) continue;
-    TakeChunks(thread);
+    TakeChunks(thread, nullptr);
     state_.fetch_sub(1, std::memory_order_acq_rel);
   }
 }

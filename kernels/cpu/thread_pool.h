@@ -8,10 +8,12 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/progress.h"
+
 namespace latentmesh {
 
 // One loop at a time; ParallelFor is called from one thread and never from inside a loop body. Loop bodies do not
-// throw.
+// throw. Between chunks the calling thread ticks its Progress, whose failure is thrown when the loop is done.
 class ThreadPool {
  public:
   // `threads` counts the caller; 1 runs every loop inline. With `spin` idle workers wait actively for some microseconds
@@ -30,7 +32,12 @@ class ThreadPool {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
     if (workers_.empty() || n <= grain) {
-      for (int64_t begin = 0; begin < n; begin += grain) fn(begin, begin + grain < n ? begin + grain : n, 0);
+      Progress* progress = current_progress;
+      for (int64_t begin = 0; begin < n; begin += grain) {
+        fn(begin, begin + grain < n ? begin + grain : n, 0);
+        if (progress != nullptr) progress->Tick();
+      }
+      if (progress != nullptr) progress->Rethrow();
       return;
     }
     using Body = std::remove_reference_t<Function>;
@@ -47,7 +54,7 @@ class ThreadPool {
   };
 
   void Run(const Job& job);
-  void TakeChunks(int thread);
+  void TakeChunks(int thread, Progress* progress);
   void WorkerLoop(int thread);
   bool Enter(uint32_t& seen);
   void WaitForJob(uint32_t seen);

@@ -39,6 +39,32 @@ TEST(ThreadPool, ChunksDoNotDependOnThreads) {
   EXPECT_EQ(chunks(1), chunks(4));
 }
 
+// Between chunks the caller polls, however many threads there are; what the poll throws arrives when the loop is complete.
+TEST(ThreadPool, PollsBetweenChunksAndThrowsAfterTheLoop) {
+  for (int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    const auto caller = std::this_thread::get_id();
+    std::atomic<int> polls{0};
+    Progress progress([&] {
+      EXPECT_EQ(std::this_thread::get_id(), caller);
+      if (++polls == 3) throw 7;
+    });
+    ProgressScope scope(&progress);
+    std::atomic<int> done{0};
+    auto loop = [&] {
+      pool.ParallelFor(40, 1, [&](int64_t, int64_t, int thread) {      // others leave the caller chunks to poll between
+        for (int i = 0; i < 10'000 && (thread == 0 ? i == 0 : polls < 3); ++i) std::this_thread::sleep_for(2 * Progress::kEvery);
+        ++done;
+      });
+    };
+    EXPECT_THROW(loop(), int);
+    EXPECT_EQ(done, 40);
+    EXPECT_EQ(polls, 3);
+    loop();
+    EXPECT_GT(polls, 3);
+  }
+}
+
 // Many short loops: a worker that wakes late must neither miss indices nor run a body that is gone.
 TEST(ThreadPool, ManyShortLoops) {
   for (bool spin : {false, true}) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/progress.h"
 #include "parallel/flight_record.h"
 #include "parallel/trace.h"
 
@@ -114,6 +115,8 @@ StepResult Worker::Execute(const StepCommand& command) {
     return result;
   }
   bool halves = command.micro_batches == 2 && command.draft == DraftRound::kNone;
+  Progress progress([this] { PollMessages(); });
+  ProgressScope polling(&progress);
   StepBatch batch = builder_->Build(mine, command.attention, device_, *stream_, halves);
   std::vector<float> captured;
   if (command.draft == DraftRound::kNone) {
@@ -137,6 +140,11 @@ StepResult Worker::Execute(const StepCommand& command) {
     if (!same.ok()) throw Error(same.code(), "step " + std::to_string(command.plan.step) + ", --check-collectives: " + same.message());
   }
   return result;
+}
+
+// Started calls of any group.
+void Worker::PollMessages() {
+  for (const auto* comm : {&comms_.ep, &comms_.cp, &comms_.dp}) (*comm)->Poll();
 }
 
 std::vector<KvReport> Worker::OpenTiers(std::unique_ptr<DiskStore> store) {

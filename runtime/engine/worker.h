@@ -66,6 +66,7 @@ class Worker {
   Status LoadModelWeights(const WeightSource& source);
   std::vector<KvReport> GatherKvReports(std::chrono::milliseconds wait);
   void RunDraft(const StepCommand& command, const StepBatch& batch);
+  void PollMessages();
   HiddenObserver Capture(std::vector<float>& captured);
   void SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result);
   void CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result);
