@@ -217,6 +217,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     (*job)->Abort(StatusCode::kInternal);
   }
+  return 1;
 }
 
 }  // namespace
