@@ -36,7 +36,8 @@ class BenchOpsCommand : public Command {
 
 void BenchOpsCommand::Register(FlagSet& flags) {
   flags.Add("--filter", &options_.filter, "Text that an operation's name must contain: \"mini\", \"int8\", \"gate_up\"");
-  flags.AddChoice("--isa", &isa_, {"best", "all", "portable", "avx2", "avxvnni", "avx512"}, "Instruction set of the kernels");
+  flags.AddChoice("--isa", &isa_, {"best", "all", "portable", "avx2", "avxvnni", "avx512", "amx"},
+                  "Instruction set of the kernels");
   flags.Add("--seconds", &options_.seconds, "Time for each operation; the shortest of at least three runs counts", {.min = 0});
   flags.Add("--threads", &options_.threads, "Compute threads; 0: the cores of this rank", kNonNegative);
   flags.AddChoice("--clock", &clock_, {"wall", "cpu"}, "cpu: the thread's own time, for --threads 1 on a shared machine");

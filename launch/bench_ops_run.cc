@@ -108,6 +108,7 @@ WeightView MakeWeight(const BenchFormat& format, int64_t n, int64_t k, const voi
   WeightView w;
   w.dtype = format.dtype;
   w.packed_bits = format.packed_bits;
+  w.bf16_inputs = format.bf16_inputs;
   w.data = data;
   w.rows = n;
   w.cols = k;

@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace latentmesh {
@@ -23,20 +27,37 @@ bool RunsAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
+#if defined(__linux__) && defined(SYS_arch_prctl)
+// Linux gives a process the tiles' memory only when asked (Documentation/arch/x86/xstate.rst); all its threads then have it.
+bool MayUseTiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool MayUseTiles() { return false; }
+#endif
+// Bits 22 (AMX-BF16), 24 (AMX-TILE) and 25 (AMX-INT8) of EDX of leaf 7.0.
+bool RunsAmx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return RunsAvx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0 && (d >> 24 & 3) == 3 &&
+         MayUseTiles();
+}
 #else
 bool RunsAvx2() { return false; }
 bool RunsAvxVnni() { return false; }
 bool RunsAvx512() { return false; }
+bool RunsAmx() { return false; }
 #endif
 
 struct Runnable {
-  const KernelTable* tables[4];
+  const KernelTable* tables[5];
   int count = 0;
   Runnable() {
     tables[count++] = &PortableKernels();
     if (RunsAvx2() && Avx2Kernels() != nullptr) tables[count++] = Avx2Kernels();
     if (RunsAvxVnni() && AvxVnniKernels() != nullptr) tables[count++] = AvxVnniKernels();
     if (RunsAvx512() && Avx512Kernels() != nullptr) tables[count++] = Avx512Kernels();
+    if (AmxKernels() != nullptr && Avx512Kernels() != nullptr && RunsAmx()) tables[count++] = AmxKernels();
   }
 };
 

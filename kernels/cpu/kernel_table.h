@@ -106,7 +106,7 @@ struct PairDotArgs {
   bool accumulate;
 };
 // Enough for every layout: tokens and columns are padded.
-constexpr int64_t PairBytes(int64_t tokens, int64_t k) { return (tokens + kPairTokens) * ((k + 31) / 32 * 64 + 64); }
+constexpr int64_t PairBytes(int64_t tokens, int64_t k) { return (tokens + 2 * kPairTokens) * ((k + 31) / 32 * 64); }
 
 // One block of an online softmax (FlashAttention, Dao et al. 2022, algorithm 1) for up to kTileRows rows side by side.
 // scores [keys][kTileRows] become exp(scale * score - new maximum), 0 for keys at and after a row's limit; `largest`
@@ -173,6 +173,7 @@ const KernelTable& PortableKernels();
 const KernelTable* Avx2Kernels();  // nullptr when this build has none
 const KernelTable* AvxVnniKernels();
 const KernelTable* Avx512Kernels();
+const KernelTable* AmxKernels();  // those of AVX-512 but for the matrix products
 
 // The best table this machine can run; SetKernels forces one (tests). Not thread-safe against running operations.
 const KernelTable& Kernels();
