@@ -72,8 +72,12 @@ class ExactDispatcher : public TokenDispatcher {
   void StartMetadata(Stream& stream);
   void FinishMetadata(Stream& stream);
   void SetRowRuns(int round);
-  StartedCall Start(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs, Stream& stream);
-  void Finish(StartedCall& call, const char* span);
+  struct Exchange {
+    StartedCall call;
+    TraceFlight flight;
+  };
+  void Start(Exchange& exchange, const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs, Stream& stream);
+  void Finish(Exchange& exchange, const char* waiting, const char* flown);
   void SendRows(Stream& stream);
   TensorView ReceivedRows(Stream& stream);
   void ReturnRows(const TensorView& partial, Stream& stream);
@@ -95,7 +99,7 @@ class ExactDispatcher : public TokenDispatcher {
   std::vector<PairCount> from_;      // counts of this rank's sources
   int rounds_ = 0;
   int32_t slots_per_row_ = 1;
-  StartedCall counting_, describing_, moving_;   // exchanges of counts, metadata, rows
+  Exchange counting_, describing_, moving_;   // of counts, metadata, rows
   bool described_ = false;           // in_rows_ is complete
 
   // State of one round.
@@ -119,12 +123,13 @@ void ExactDispatcher::StartPlan(const DispatchParams& params, Stream& stream) {
   for (int p = 0; p < ranks; ++p)
     from_[p] = {static_cast<int32_t>(out_rows_.rows(p)), static_cast<int32_t>(out_rows_.slots(p))};
   Upload(from_, buffers_.counts_out.data(), stream);
-  counting_ = ep_.StartAllGather(buffers_.counts_out.data(), buffers_.counts_in.data(), from_.size() * sizeof(PairCount), stream);
+  counting_.flight.Begin();
+  counting_.call = ep_.StartAllGather(buffers_.counts_out.data(), buffers_.counts_in.data(), from_.size() * sizeof(PairCount), stream);
 }
 
 int ExactDispatcher::FinishPlan(Stream& stream) {
   int ranks = ep_.size();
-  Finish(counting_, "wait for counts");
+  Finish(counting_, "wait for counts", "counts under way");
   counts_.resize(static_cast<size_t>(ranks) * ranks);
   ops_.device().CopyToHost(counts_.data(), buffers_.counts_in.data(), counts_.size() * sizeof(PairCount), stream);
   stream.Synchronize();
@@ -150,13 +155,13 @@ void ExactDispatcher::StartMetadata(Stream& stream) {
   host_bytes_.resize(send_metadata_.total());
   for (int p = 0; p < ranks; ++p) PackMetadata(out_rows_, p, host_bytes_.data() + send_metadata_.offsets[p]);
   Upload(host_bytes_, buffers_.metadata_out.data(), stream);
-  describing_ = Start(buffers_.metadata_out.data(), send_metadata_, buffers_.metadata_in.data(), recv_metadata_, stream);
+  Start(describing_, buffers_.metadata_out.data(), send_metadata_, buffers_.metadata_in.data(), recv_metadata_, stream);
   described_ = false;
 }
 
 void ExactDispatcher::FinishMetadata(Stream& stream) {
   if (described_) return;
-  Finish(describing_, "wait for choices");
+  Finish(describing_, "wait for choices", "choices under way");
   host_bytes_.resize(recv_metadata_.total());
   if (!host_bytes_.empty())
     ops_.device().CopyToHost(host_bytes_.data(), buffers_.metadata_in.data(), host_bytes_.size(), stream);
@@ -165,8 +170,8 @@ void ExactDispatcher::FinishMetadata(Stream& stream) {
   described_ = true;
 }
 
-StartedCall ExactDispatcher::Start(const void* send, const ByteRuns& send_runs, void* recv, const ByteRuns& recv_runs,
-                                   Stream& stream) {
+void ExactDispatcher::Start(Exchange& exchange, const void* send, const ByteRuns& send_runs, void* recv,
+                            const ByteRuns& recv_runs, Stream& stream) {
   AllToAllVParams p;
   p.send = send;
   p.send_bytes = send_runs.bytes;
@@ -174,13 +179,16 @@ StartedCall ExactDispatcher::Start(const void* send, const ByteRuns& send_runs, 
   p.recv = recv;
   p.recv_bytes = recv_runs.bytes;
   p.recv_offsets = recv_runs.offsets;
-  return ep_.StartAllToAllV(p, stream);
+  exchange.flight.Begin();
+  exchange.call = ep_.StartAllToAllV(p, stream);
 }
 
-void ExactDispatcher::Finish(StartedCall& call, const char* span) {
-  TraceSpan waiting(span);
-  ep_.Finish(call);
-  call = {};
+void ExactDispatcher::Finish(Exchange& exchange, const char* waiting, const char* flown) {
+  {
+    TraceSpan span(waiting);
+    ep_.Finish(exchange.call);
+  }
+  exchange.flight.End(flown);
 }
 
 // In one round the counts tell how many rows come; how several rounds share them, only the metadata.
@@ -234,12 +242,12 @@ void ExactDispatcher::SendRows(Stream& stream) {
   Upload(host_index_, buffers_.send_index.view.data, stream);
   TensorView out = buffers_.rows_out.view.Rows(0, rows_out_);
   if (rows_out_ > 0) ops_.GatherRows({x, buffers_.send_index.view.i32(), rows_out_, 1, out}, stream);
-  moving_ = Start(out.data, send_, buffers_.rows_in.view.data, recv_, stream);
+  Start(moving_, out.data, send_, buffers_.rows_in.view.data, recv_, stream);
 }
 
 // As activations.
 TensorView ExactDispatcher::ReceivedRows(Stream& stream) {
-  Finish(moving_, "wait for tokens");
+  Finish(moving_, "wait for tokens", "tokens under way");
   TensorView in = buffers_.rows_in.view.Rows(0, rows_in_);
   if (!casts()) return in;
   TensorView local = buffers_.local.view.Rows(0, rows_in_);
@@ -264,12 +272,12 @@ void ExactDispatcher::FinishCombine(const TensorView& out, Stream& stream) {
 void ExactDispatcher::ReturnRows(const TensorView& partial, Stream& stream) {
   TensorView in = buffers_.rows_in.view.Rows(0, rows_in_);
   if (casts() && rows_in_ > 0) ops_.Cast({partial, in}, stream);
-  moving_ = Start(in.data, recv_, buffers_.rows_out.view.data, send_, stream);
+  Start(moving_, in.data, recv_, buffers_.rows_out.view.data, send_, stream);
 }
 
 // This rank's results in the order in which its rows were sent.
 TensorView ExactDispatcher::ReturnedRows(Stream& stream) {
-  Finish(moving_, "wait for results");
+  Finish(moving_, "wait for results", "results under way");
   TensorView out = buffers_.rows_out.view.Rows(0, rows_out_);
   if (!casts()) return out;
   TensorView local = buffers_.local.view.Rows(0, rows_out_);

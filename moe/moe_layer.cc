@@ -218,7 +218,7 @@ void MoeLayer::Compute(MoeWorkspace& w, Stream& stream) {
     handle = w.dispatcher_->FinishDispatch(stream);
   }
   TensorView y = RunRound(w.experts_, weights_.experts, handle, stream);
-  TraceSpan span("results");
+  TraceSpan span("return results");
   w.dispatcher_->StartCombine(handle, y, stream);
 }
 

@@ -40,7 +40,7 @@ class Reader {
   bool ok_ = true;
 };
 
-constexpr size_t kSpanBytes = sizeof(int32_t) + 3 * sizeof(int64_t);
+constexpr size_t kSpanBytes = sizeof(int32_t) + 3 * sizeof(int64_t) + sizeof(uint8_t);
 
 std::string JsonText(const std::string& text) {
   std::string out = "\"";
@@ -64,6 +64,18 @@ void AppendSpan(const RankTrace& rank, int number, const RankTrace::Span& span, 
   out += "}";
 }
 
+// A pair of events with a number of its own, because several of one name may be open at once.
+void AppendFlight(const RankTrace& rank, int number, size_t id, const RankTrace::Span& span, int64_t origin_ns, std::string& out) {
+  char line[160];
+  int64_t begin = span.begin_ns - rank.clock_ahead_ns - origin_ns;
+  for (auto [phase, at] : {std::pair{'b', begin}, std::pair{'e', begin + span.duration_ns}}) {
+    std::snprintf(line, sizeof line, ",\n{\"ph\":\"%c\",\"cat\":\"messages\",\"id\":\"%d.%zu\",\"pid\":%d,\"tid\":0,\"ts\":%.3f,\"name\":",
+                  phase, number, id, number, static_cast<double>(at) / 1e3);
+    out += line;
+    out += JsonText(rank.names[static_cast<size_t>(span.name)]) + "}";
+  }
+}
+
 }  // namespace
 
 std::string EncodeTrace(const TraceBuffer& buffer) {
@@ -77,6 +89,7 @@ std::string EncodeTrace(const TraceBuffer& buffer) {
     Put(spans, e.detail);
     Put(spans, e.begin_ns);
     Put(spans, e.duration_ns);
+    Put(spans, static_cast<uint8_t>(e.flight));
   }
   std::string bytes;
   Put(bytes, static_cast<uint32_t>(names.size()));
@@ -103,6 +116,7 @@ Result<RankTrace> DecodeTrace(const std::string& bytes) {
     span.detail = in.Get<int64_t>();
     span.begin_ns = in.Get<int64_t>();
     span.duration_ns = in.Get<int64_t>();
+    span.flight = in.Get<uint8_t>() != 0;
     sane = span.name >= 0 && static_cast<size_t>(span.name) < trace.names.size();
     trace.spans.push_back(span);
   }
@@ -122,7 +136,10 @@ std::string FormatChromeTrace(const std::vector<RankTrace>& ranks) {
     if (ranks[r].dropped > 0)
       out += ",\n{\"ph\":\"M\",\"pid\":" + pid + ",\"name\":\"process_labels\",\"args\":{\"labels\":\"" +
              std::to_string(ranks[r].dropped) + " later spans were dropped\"}}";
-    for (const RankTrace::Span& span : ranks[r].spans) AppendSpan(ranks[r], static_cast<int>(r), span, origin, out);
+    size_t flights = 0;
+    for (const RankTrace::Span& span : ranks[r].spans)
+      if (span.flight) AppendFlight(ranks[r], static_cast<int>(r), flights++, span, origin, out);
+      else AppendSpan(ranks[r], static_cast<int>(r), span, origin, out);
   }
   return out + "\n]}\n";
 }

@@ -3,7 +3,8 @@
 //   TraceSpan span("attention", layer);      // until the end of the scope
 //
 // A thread records while a TraceBuffer is attached to it; elsewhere a span is one load and one branch. On a GPU a span
-// covers what the host did: queueing work, and waiting for it where the host waits.
+// covers what the host did: queueing work, and waiting for it where the host waits. What goes on beside the thread, messages
+// under way, is a TraceFlight: from its start until the thread has taken note of its end.
 #pragma once
 
 #include <chrono>
@@ -21,6 +22,7 @@ struct TraceEvent {
   int64_t detail;                    // layer or step; below 0: none
   int64_t begin_ns;                  // TraceClock
   int64_t duration_ns;
+  bool flight = false;               // overlaps what the thread does
 };
 
 inline int64_t TraceClock() {
@@ -77,11 +79,25 @@ class TraceSpan {
   TraceEvent event_;                 // set only while recording
 };
 
+class TraceFlight {
+ public:
+  void Begin() { begin_ns_ = current_trace == nullptr ? 0 : TraceClock(); }
+  void End(const char* name) {       // a literal
+    if (begin_ns_ > 0 && current_trace != nullptr)
+      current_trace->Add({name, -1, begin_ns_, TraceClock() - begin_ns_, true});
+    begin_ns_ = 0;
+  }
+
+ private:
+  int64_t begin_ns_ = 0;             // 0: none, or not recorded
+};
+
 // What one rank sends to rank 0 at the end, and back. kCommunication when damaged.
 struct RankTrace {
   struct Span {
     int32_t name = 0;                // index into names
     int64_t detail = -1, begin_ns = 0, duration_ns = 0;
+    bool flight = false;
   };
   std::string process;               // "rank 3 on node1"
   std::vector<std::string> names;
@@ -92,8 +108,8 @@ struct RankTrace {
 std::string EncodeTrace(const TraceBuffer& buffer);
 Result<RankTrace> DecodeTrace(const std::string& bytes);
 
-// Chrome trace event format (also read by Perfetto): a process a rank, complete events ("X"), microseconds since the
-// earliest span. Valid JSON whatever the names hold.
+// Chrome trace event format (also read by Perfetto): a process a rank, complete events ("X"), flights as asynchronous ones
+// ("b", "e"), microseconds since the earliest span. Valid JSON whatever the names hold.
 std::string FormatChromeTrace(const std::vector<RankTrace>& ranks);
 
 }  // namespace latentmesh
