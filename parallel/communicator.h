@@ -87,7 +87,8 @@ class Communicator {
     AllToAllV(p, stream);
     return {};
   }
-  // Lets transports go on that need the caller's thread for it (MPI); cheap, to be called now and then.
+  // Lets transports go on that need the caller's thread for it (MPI); cheap, to be called now and then, also from
+  // within computation (kernels/progress.h). Does not throw: what fails here is thrown by the next Finish.
   virtual void Poll() {}
   // Waits for the call, with the deadline; on a GPU makes the stream it was started on wait. Finished before: nothing.
   virtual void Finish(StartedCall) {}

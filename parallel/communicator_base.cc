@@ -210,13 +210,19 @@ void CommunicatorBase::AddParts(const AllToAllVParams& p, int peer) {
 }
 
 void CommunicatorBase::Poll() {
-  if (!open_.empty()) DoPoll();
+  if (open_.empty() || failed_ != nullptr) return;
+  try {
+    DoPoll();
+  } catch (...) {
+    failed_ = std::current_exception();
+  }
 }
 
 void CommunicatorBase::Finish(StartedCall call) {
   auto open = std::find_if(open_.begin(), open_.end(), [&](const Open& o) { return o.id == call.id; });
   LM_CHECK_MSG(call.id <= started_, "not a call of this communicator");
   if (open == open_.end()) return;
+  if (failed_ != nullptr) std::rethrow_exception(failed_);
   auto start = std::chrono::steady_clock::now();
   const char* name = open->call;
   open_.erase(open);

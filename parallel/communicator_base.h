@@ -6,6 +6,7 @@
 // broadcast (n-1)B at the root. One thread per rank.
 #pragma once
 
+#include <exception>
 #include <span>
 #include <string>
 #include <vector>
@@ -103,6 +104,7 @@ class CommunicatorBase : public Communicator {
   CallSite site_;
   TrafficCounters traffic_;
   std::vector<Open> open_;                 // started, in that order
+  std::exception_ptr failed_;              // in Poll
   uint64_t started_ = 0;                   // the id of the latest
   StartedMessages messages_;               // scratch
 };

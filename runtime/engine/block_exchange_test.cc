@@ -28,6 +28,7 @@ struct Outcome {
 std::vector<Outcome> Exchange(const CacheShape& shape, const std::vector<BlockTransfer>& transfers) {
   std::vector<Outcome> outcomes(kShards);
   auto comms = CreateLocalGroup("dp", kShards, std::chrono::milliseconds(60'000));
+  auto between = CreateLocalGroup("tp", kShards, std::chrono::milliseconds(60'000));
   RunLocalRanks(kShards, [&](int shard) {
     DeviceOptions options;
     options.threads = 1;
@@ -38,7 +39,13 @@ std::vector<Outcome> Exchange(const CacheShape& shape, const std::vector<BlockTr
     BlockExchange exchange(cache, *comms[shard], *stream);
     exchange.Run(transfers);
     outcomes[shard].bytes = exchange.bytes();
-    for (int64_t layer = 0; layer < shape.layers; ++layer) exchange.RunLayer(transfers, layer);
+    // Shard 2, which receives, starts a layer when the senders are computing the next one already.
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+      if (shard == 2) between[shard]->Barrier(*stream);
+      exchange.StartLayer(transfers, layer);
+      if (shard != 2) between[shard]->Barrier(*stream);
+    }
+    exchange.FinishLayers();
     for (int32_t b = 0; b < shape.num_blocks; ++b) {
       outcomes[shard].blocks.emplace_back(shape.BytesPerBlock(), 0);
       cache.ExportBlock(b, outcomes[shard].blocks.back(), *stream);

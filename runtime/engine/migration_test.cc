@@ -2,6 +2,13 @@
 // every layout. Ranks are threads.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
 
 #include "runtime/engine/local_job_for_test.h"
 
@@ -147,6 +154,59 @@ TEST_P(MigrationTest, PrefillRanksHandOver) {
     EXPECT_EQ(split.outputs, whole.outputs);
     EXPECT_GE(split.stats.handed_over_sequences, 8);       // one decoding rank has 8 places; who finds none stays
     EXPECT_GT(split.stats.moved_blocks, 0);
+  }
+}
+
+// What every rank did, in this order: L a layer, H the start of a hand-over of it, W the wait for all that started.
+std::vector<std::string> ReadTrace(const std::string& path, size_t ranks) {
+  std::ifstream file(path);
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::vector<std::map<double, char>> spans(ranks);
+  const boost::json::value trace = boost::json::parse(text);
+  for (const auto& event : trace.at("traceEvents").as_array()) {
+    const auto name = event.at("name").as_string();
+    const char letter = name == "layer" ? 'L' : name == "hand over layer" ? 'H' : name == "wait for handed layers" ? 'W' : 0;
+    if (letter == 0) continue;
+    spans.at(event.at("pid").to_number<size_t>())[event.at("ts").to_number<double>()] = letter;
+  }
+  std::vector<std::string> orders;
+  for (const auto& of_rank : spans) {
+    orders.emplace_back();
+    for (const auto& [begin, letter] : of_rank) orders.back() += letter;
+  }
+  return orders;
+}
+
+// Steps of LLL, or LHLHLHW with as many H after every L as there are transfers.
+bool IsHandedOverInOrder(const std::string& order, int64_t layers) {
+  for (size_t at = 0; at < order.size();) {
+    size_t transfers = 0;
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      if (order[at++] != 'L') return false;
+      size_t handed = order.find_first_not_of('H', at);
+      handed = (handed == std::string::npos ? order.size() : handed) - at;
+      if (layer > 0 && handed != transfers) return false;
+      transfers = handed;
+      at += handed;
+    }
+    if (transfers > 0 && order[at++] != 'W') return false;
+  }
+  return true;
+}
+
+// By the order of events on each rank: a layer's transfer starts before the next layer, and is waited for after the last.
+TEST_P(MigrationTest, LayersAreHandedOverWhileTheNextAreComputed) {
+  const ParallelConfig layout = GetParam();
+  EngineOptions options = Options();
+  options.prefill_ranks = 1;
+  options.trace = (std::filesystem::temp_directory_path() / ("handover." + std::to_string(getpid()))).string();
+  Serve(layout, options, UnevenJobs());
+  const auto orders = ReadTrace(options.trace, static_cast<size_t>(layout.tp * layout.dp * layout.pp));
+  std::filesystem::remove(options.trace);
+  for (size_t rank = 0; rank < orders.size(); ++rank) {
+    const int stage = static_cast<int>(rank) / (layout.tp * layout.dp);
+    EXPECT_TRUE(IsHandedOverInOrder(orders[rank], SplitRange(3, layout.pp, stage).count)) << orders[rank];  // of v3-tiny
+    EXPECT_THAT(orders[rank], testing::HasSubstr("W"));
   }
 }
 

@@ -123,7 +123,7 @@ StepResult Worker::Execute(const StepCommand& command) {
     HiddenObserver observer = Capture(captured);
     const std::vector<BlockTransfer>& transfers = command.plan.transfers;
     decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr,
-                      [&](int64_t layer) { exchange_->RunLayer(transfers, layer); });
+                      [&](int64_t layer) { exchange_->StartLayer(transfers, layer); });
     main_rows_ = batch.first_row;
     ++steps_;
     halved_steps_ += halves;
@@ -133,6 +133,7 @@ StepResult Worker::Execute(const StepCommand& command) {
   }
   if (control_.rank() == 0) result.shards.resize(command.plan.shards.size());
   CollectLogits(command, batch, result);
+  exchange_->FinishLayers();
   if (command.capture_hidden) SendHidden(command, captured, result);
   if (command.plan.kv_report) result.kv_reports = GatherKvReports({});
   if (audit_ != nullptr) {
