@@ -30,8 +30,8 @@ static inline void DotStep(const W* const (&w)[R], const float* const (&x)[M], i
   }
 }
 
-// acc[r][m] += w[r] * scale[r] . x[m] over [begin, end); without kScaled the scales are left out. `ahead` elements
-// further lies what the next rows will read: the hardware's streams would start anew with every group of rows.
+// acc[r][m] += w[r] * scale[r] . x[m] over [begin, end); without kScaled the scales are left out. The next rows begin
+// `ahead` elements after these: they are fetched in memory's order, as the hardware's streams would start anew.
 template <bool kScaled, typename W, int R, int M>
 static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M], int64_t begin, int64_t end,
                               int64_t ahead, const Vec (&scale)[R], Vec (&acc)[R][M]) {
@@ -39,7 +39,7 @@ static inline void DotSegment(const W* const (&w)[R], const float* const (&x)[M]
   int64_t k = begin;
   for (; k + kSteps * kLanes <= end; k += kSteps * kLanes) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) __builtin_prefetch(w[r] + k + ahead);
+    for (int r = 0; r < R; ++r) __builtin_prefetch(w[0] + ahead + R * k + r * kSteps * kLanes);
     constexpr int kVectors = sizeof(W) == 1 ? 2 : 1;
 #pragma GCC unroll 8
     for (int s = 0; s < kSteps; s += kVectors) DotStep<kScaled, kVectors, W, R, M>(w, x, k + s * kLanes, scale, acc);

@@ -56,31 +56,44 @@ static inline void MultiplyGroups(const PackedDotArgs& a, const uint8_t* panel, 
 }
 #undef LM_GROUP_TILES
 
-template <int kBits>
+// sum[t] += the scaled whole numbers of one group. `kFull`: 16 tokens, so that the sums stay in registers.
+template <int kBits, bool kFull>
+static inline void AddGroup(const ActivationGroup* x, int64_t stride, const uint8_t* scales, const int32_t (&whole)[16][16],
+                            int64_t tokens, __m512 (&sum)[16]) {
+  const __m256i bf16 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+  const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
+#pragma GCC unroll 16
+  for (int64_t t = 0; t < 16; ++t) {
+    if (!kFull && t >= tokens) break;
+    const ActivationGroup& from = x[t * stride];
+    const __m512i biased = _mm512_add_epi32(_mm512_load_si512(whole[t]), _mm512_set1_epi32(from.zero_sum[kBits == 4]));
+    sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(biased), _mm512_mul_ps(scale, _mm512_set1_ps(from.scale)), sum[t]);
+  }
+}
+
+// The tiles of the next groups are multiplied before the sums of the last ones are read, which then have left the store queue.
+template <int kBits, bool kFull>
 static void PackedTile(const PackedDotArgs& a, int64_t row, int64_t token, int64_t tokens) {
   const PackedShape shape{kPackedRows, a.blocks * 2 * kPackedGroup, kBits};
   const uint8_t* panel = a.panels + row / kPackedRows * shape.panel_bytes();
-  GroupSums work;
+  const int64_t groups = 2 * a.blocks;
+  GroupSums work[2];
   __m512 sum[16];
-  for (__m512& s : sum) s = _mm512_setzero_ps();
-  for (int64_t group = 0; group < 2 * a.blocks; group += kGroupsAtOnce) {
-    const int64_t left = 2 * a.blocks - group, count = left < kGroupsAtOnce ? left : kGroupsAtOnce;
-    MultiplyGroups<kBits>(a, panel, token, group, count, work);
-    for (int64_t g = 0; g < count; ++g) {
-      const auto bf16 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + shape.scales_at(group + g)));
-      const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
 #pragma GCC unroll 16
-      for (int64_t t = 0; t < 16; ++t) {
-        if (t >= tokens) break;
-        const ActivationGroup& x = *GroupOf(a, token + t, group + g);
-        const __m512i whole = _mm512_add_epi32(_mm512_load_si512(work.sums[g][t]), _mm512_set1_epi32(x.zero_sum[kBits == 4]));
-        sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(scale, _mm512_set1_ps(x.scale)), sum[t]);
-      }
-    }
+  for (__m512& s : sum) s = _mm512_setzero_ps();
+  MultiplyGroups<kBits>(a, panel, token, 0, groups < kGroupsAtOnce ? groups : kGroupsAtOnce, work[0]);
+  for (int64_t group = 0; group < groups; group += kGroupsAtOnce) {
+    const int64_t next = group + kGroupsAtOnce, left = groups - next;
+    const int64_t count = left < 0 ? kGroupsAtOnce + left : kGroupsAtOnce, now = group / kGroupsAtOnce % 2;
+    if (left > 0) MultiplyGroups<kBits>(a, panel, token, next, left < kGroupsAtOnce ? left : kGroupsAtOnce, work[1 - now]);
+    for (int64_t g = 0; g < count; ++g)
+      AddGroup<kBits, kFull>(GroupOf(a, token, group + g), groups, panel + shape.scales_at(group + g), work[now].sums[g], tokens, sum);
   }
   const int64_t rows = a.rows - row;
   const auto mask = static_cast<__mmask16>(rows >= 16 ? 0xffff : (1u << rows) - 1);
-  for (int64_t t = 0; t < tokens; ++t) {
+#pragma GCC unroll 16
+  for (int64_t t = 0; t < 16; ++t) {
+    if (!kFull && t >= tokens) break;
     float* out = a.out + (token + t) * a.out_stride + row;
     _mm512_mask_storeu_ps(out, mask, a.accumulate ? _mm512_add_ps(sum[t], _mm512_maskz_loadu_ps(mask, out)) : sum[t]);
   }
@@ -101,7 +114,8 @@ static void PackedDot(const PackedDotArgs& a) {
   for (int64_t token = 0; token < a.tokens; token += 16) {
     const int64_t tokens = a.tokens - token < 16 ? a.tokens - token : 16;
     if (token > 0 && tokens < 16) tiles.Use(PackedConfig(tokens));
-    for (int64_t row = 0; row < a.rows; row += kPackedRows) PackedTile<kBits>(a, row, token, tokens);
+    for (int64_t row = 0; row < a.rows; row += kPackedRows)
+      tokens == 16 ? PackedTile<kBits, true>(a, row, token, tokens) : PackedTile<kBits, false>(a, row, token, tokens);
   }
 }
 

@@ -9,7 +9,7 @@
 
 namespace latentmesh::amx {
 
-constexpr int64_t kFewTokens = 8;
+constexpr int64_t kFewTokens = 2;  // VDPBF16PS is slow where there is AMX: 8 tokens took longer than 32 in tiles
 constexpr int64_t kPairColumns = 32;
 
 // Tokens side by side, and 16 more: the tile of the last tokens reads past them.

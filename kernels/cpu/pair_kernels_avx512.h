@@ -86,9 +86,9 @@ static void PairTile(const PairDotArgs& a, int64_t row, int64_t token) {
   for (int m = 0; m < M; ++m) x[m] = a.x.data + (a.first + token + m) * PairStride(a.x);
   int64_t k = 0;
   for (; k + kPairStep <= a.x.k; k += kPairStep) {
-    // The hardware's streams would start anew with every group of rows.
+    // The hardware's streams would start anew with every group of rows: the next group is fetched, in memory's order.
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) __builtin_prefetch(w[r] + k + R * a.w_stride);
+    for (int r = 0; r < R; ++r) __builtin_prefetch(w[0] + R * a.w_stride + R * k + r * kPairStep);
     PairStep<false, R, M>(w, x, k, 0, acc);
   }
   if (k < a.x.k) PairStep<true, R, M>(w, x, k, static_cast<__mmask32>((uint64_t{1} << (a.x.k - k)) - 1), acc);

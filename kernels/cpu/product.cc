@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kSlab = kProductScratch / kPanelCols;  // columns of a panel: it stays in the first-level cache
 constexpr int64_t kDotBytes = 64 << 10;                  // weight bytes of one work item
 constexpr int64_t kLineFloats = 16;                      // threads that share a line of the result slow each other
-constexpr int64_t kPackedBytes = 128 << 10;              // the same of packed weights
+constexpr int64_t kPackedBytes = 128 << 10;              // the same of packed weights and of bf16 ones with bf16 inputs
 
 WeightRows RowsFrom(const WeightView& w, int64_t row, int64_t col) {
   const char* data = static_cast<const char*>(w.data) + (row * w.cols + col) * static_cast<int64_t>(DTypeSize(w.dtype));
@@ -132,7 +132,7 @@ int64_t ProductRowGrain(int64_t tokens, const WeightView& w) {
     return std::clamp<int64_t>(panels, 2, 4) * kPackedRows;
   }
   const int64_t row_bytes = std::max<int64_t>(1, w.cols * static_cast<int64_t>(DTypeSize(w.dtype)));
-  if (UsesPairs(w)) return std::clamp<int64_t>(kDotBytes / row_bytes / kLineFloats * kLineFloats, kLineFloats, 64);
+  if (UsesPairs(w)) return std::clamp<int64_t>(kPackedBytes / row_bytes / kLineFloats * kLineFloats, kLineFloats, 64);
   if (tokens > Kernels().dot_tokens) return kPanelCols;
   return std::clamp<int64_t>(kDotBytes / (row_bytes * std::max<int64_t>(1, tokens)) / kLineFloats * kLineFloats, kLineFloats, 64);
 }
