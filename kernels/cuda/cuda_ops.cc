@@ -136,7 +136,8 @@ void CudaOps::LatentWrite(const LatentWriteParams& p, Stream& stream) {
 void CudaOps::MlaAttention(const MlaAttentionParams& p, Stream& stream) {
   CheckParams(p);
   if (Empty(p.q_latent) || p.batch.sequences == 0 || p.batch.max_queries == 0) return;
-  if (!LaunchMlaSm90(p, workspace_, Native(stream))) LaunchMlaAttention(p, workspace_, Native(stream));
+  if (LaunchMlaFew(p, workspace_, Native(stream)) || LaunchMlaSm90(p, workspace_, Native(stream))) return;
+  LaunchMlaAttention(p, workspace_, Native(stream));
 }
 
 void CudaOps::LatentGather(const LatentGatherParams& p, Stream& stream) {

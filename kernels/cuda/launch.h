@@ -35,7 +35,8 @@ void LaunchGqaWrite(const GqaWriteParams& p, cudaStream_t stream);
 // router.cu, sort_by_expert.cu
 void LaunchRoute(const RouterParams& p, cudaStream_t stream);
 void LaunchSortByExpert(const SortByExpertParams& p, const Workspace& workspace, cudaStream_t stream);
-// mla_attention.cu: any shape. mla_sm90.cu: returns false where it does not apply.
+// mla_attention.cu: any shape. mla_few_sm90.cu (few heads), mla_sm90.cu: return false where they do not apply.
+bool LaunchMlaFew(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 void LaunchMlaAttention(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 // gqa_attention.cu: any shape. gqa_decode.cu: returns false where it does not apply.

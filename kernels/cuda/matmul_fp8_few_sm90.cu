@@ -15,7 +15,7 @@
 namespace latentmesh::cuda {
 namespace {
 
-constexpr int kDepth = 128, kMaxStages = 6, kMaxTokens = 64;
+constexpr int kDepth = 128, kMaxStages = 6, kMaxSplits = 8;
 constexpr int kConsumers = 256, kThreads = kConsumers + 32;
 constexpr int kBlockRows = 128;                 // weight rows of a tile: gated, 64 of each weight
 constexpr int kSumPitch = kBlockRows + 4;       // lanes of a warp write different banks
@@ -64,14 +64,17 @@ struct Pipeline {
   }
 };
 
-// The blocks of 128 columns that this block of threads multiplies.
+// The blocks of 128 columns that this block of threads multiplies, each beginning somewhere else, so that not all ask
+// the L2 for the same lines of x at a time.
 struct DepthRange {
-  int begin, end;
+  int begin, count, turn;
   __device__ DepthRange(const FewArgs& p) {
     const int blocks = (p.k + kDepth - 1) / kDepth, rank = p.splits == 1 ? 0 : ClusterRank();
     begin = blocks * rank / p.splits;
-    end = blocks * (rank + 1) / p.splits;
+    count = blocks * (rank + 1) / p.splits - begin;
+    turn = blockIdx.x / p.splits % count;
   }
+  __device__ int Block(int i) const { return begin + (i + turn < count ? i + turn : i + turn - count); }  // i < count
 };
 
 template <typename S>
@@ -79,12 +82,6 @@ __device__ auto MakeWalker(const FewArgs& p) {
   return TileWalker<S::kTokens, S::kColumns>(p.range, blockIdx.x / p.splits, gridDim.x / p.splits);
 }
 
-__device__ __forceinline__ void CopyBytes(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   SharedAddress(to)),
-               "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
-               : "memory");
-}
 __device__ __forceinline__ void WaitForEarlierKernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 template <typename S>
@@ -110,56 +107,76 @@ __device__ void RunCopies(const FewArgs& p, const Pipeline<S>& pipe, const CUten
   const DepthRange depth(p);
   auto tile = MakeWalker<S>(p);
   if (!tile.Next()) return WaitForEarlierKernels();
-  const int ahead = min(S::kStages, depth.end - depth.begin);
+  const int ahead = min(S::kStages, depth.count);
   for (int i = 0; i < ahead; ++i) {
     BarrierExpect(&pipe.full[i], S::kStageBytes + S::kScaleBytes);
-    CopyWeights<S>(pipe, i, w, up, (depth.begin + i) * kDepth, tile.expert * p.rows_per_batch + tile.column);
+    CopyWeights<S>(pipe, i, w, up, depth.Block(i) * kDepth, tile.expert * p.rows_per_batch + tile.column);
   }
   WaitForEarlierKernels();
-  for (int i = 0; i < ahead; ++i) CopyTokens<S>(p, pipe, i, x, depth.begin + i, tile.row);
-  int stage = ahead % S::kStages, parity = ahead == S::kStages ? 0 : 1, block = depth.begin + ahead;
+  for (int i = 0; i < ahead; ++i) CopyTokens<S>(p, pipe, i, x, depth.Block(i), tile.row);
+  int stage = ahead % S::kStages, parity = ahead == S::kStages ? 0 : 1, next = ahead;
   do {
     const int w_row = tile.expert * p.rows_per_batch + tile.column;
-    for (; block < depth.end; ++block) {
+    for (; next < depth.count; ++next) {
+      const int block = depth.Block(next);
       BarrierWait(&pipe.empty[stage], parity);
       BarrierExpect(&pipe.full[stage], S::kStageBytes + S::kScaleBytes);
       CopyWeights<S>(pipe, stage, w, up, block * kDepth, w_row);
       CopyTokens<S>(p, pipe, stage, x, block, tile.row);
       if (++stage == S::kStages) stage = 0, parity ^= 1;
     }
-    block = depth.begin;
+    next = 0;
   } while (tile.Next());
 }
 
-// Sum of an element of `sums` over the blocks of the cluster.
-__device__ __forceinline__ float ClusterSum(const float* place, int blocks) {
-  if (blocks == 1) return *place;
-  float sum = 0;
-  for (int block = 0; block < blocks; ++block) {
-    float value;
+// sum += the four floats at the same place of the cluster's blocks first .. first + 3
+__device__ __forceinline__ void AddFour(Pack<float, 4>& sum, const float* place, int first, int blocks) {
+  Pack<float, 4> part[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
     asm volatile(
-        "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %1, %2;\nld.shared::cluster.f32 %0, [remote];\n}"
-        : "=f"(value)
-        : "r"(SharedAddress(place)), "r"(block)
-        : "memory");
-    sum += value;
+        "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %4, %5;\n"
+        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n}"
+        : "=f"(part[i].v[0]), "=f"(part[i].v[1]), "=f"(part[i].v[2]), "=f"(part[i].v[3])
+        : "r"(SharedAddress(place)), "r"(min(first + i, blocks - 1)));
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum.v[e] += first + i < blocks ? part[i].v[e] : 0.f;
+  }
+}
+
+// Sums of four elements of `sums` over the blocks of the cluster, four reads under way at a time.
+__device__ __forceinline__ Pack<float, 4> ClusterSum(const float* place, int blocks) {
+  if (blocks == 1) return LoadPack<float, 4>(place);
+  Pack<float, 4> sum{};
+  for (int first = 0; first < blocks; first += 4) AddFour(sum, place, first, blocks);
   return sum;
 }
 
 template <typename B, typename S>
 __device__ void StoreTile(const FewArgs& p, const Pipeline<S>& pipe, int row, int end, int column) {
+  const bool whole = p.range.n % 4 == 0 && p.out_stride % 4 == 0 && reinterpret_cast<uint64_t>(p.out) % (4 * sizeof(B)) == 0;
   const int slice = S::kColumns / p.splits, first = p.splits == 1 ? 0 : ClusterRank() * slice;
-  for (int i = threadIdx.x; i < min(S::kTokens, end - row) * slice; i += kConsumers) {
+  for (int i = threadIdx.x * 4; i < min(S::kTokens, end - row) * slice; i += kConsumers * 4) {
     const int token = i / slice, col = first + i % slice, n = column + col;
     if (n >= p.range.n) continue;
     const float* sums = pipe.sums + token * kSumPitch + col;
-    float value = ClusterSum(sums, p.splits);
-    if (S::kGated) value = Silu(value) * ClusterSum(sums + S::kColumns, p.splits);
-    if (p.bias != nullptr) value += p.bias[n];
+    Pack<float, 4> values = ClusterSum(sums, p.splits), up{};
+    if (S::kGated) up = ClusterSum(sums + S::kColumns, p.splits);
     B* place = static_cast<B*>(p.out) + int64_t{row + token} * p.out_stride + n;
-    if (p.accumulate) value += ToFloat(*place);
-    *place = FromFloat<B>(value);
+    Pack<B, 4> to;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float value = S::kGated ? Silu(values.v[e]) * up.v[e] : values.v[e];
+      const bool inside = n + e < p.range.n;
+      if (p.bias != nullptr && inside) value += p.bias[n + e];
+      if (p.accumulate && inside) value += ToFloat(place[e]);
+      to.v[e] = FromFloat<B>(value);
+      if (!whole && inside) place[e] = to.v[e];
+    }
+    if (whole) StorePack<B, 4>(place, to);
   }
 }
 
@@ -169,10 +186,10 @@ __device__ __forceinline__ void MultiplyTile(const FewArgs& p, const Pipeline<S>
                                              int scale_shift, int& stage, int& parity, float (&sum)[S::kTokens / 2]) {
   const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
   const DepthRange depth(p);
-  float products[S::kTokens / 2], w_next = w_scales[depth.begin];
+  float products[S::kTokens / 2], w_next = w_scales[depth.Block(0)];
 #pragma unroll
   for (int i = 0; i < S::kTokens / 2; ++i) sum[i] = 0;
-  for (int block = depth.begin; block < depth.end; ++block) {
+  for (int i = 0; i < depth.count; ++i) {
     const float w_scale = w_next;
     BarrierWait(&pipe.full[stage], parity);
     const char* memory = pipe.stages + stage * S::kStageBytes;
@@ -181,19 +198,22 @@ __device__ __forceinline__ void MultiplyTile(const FewArgs& p, const Pipeline<S>
 #pragma unroll
     for (int step = 0; step < 4; ++step) WgmmaF8(products, a + step * 2, b + step * 2, step > 0);
     WgmmaCommit();
-    w_next = w_scales[min(block + 1, depth.end - 1)];
+    w_next = w_scales[depth.Block(min(i + 1, depth.count - 1))];
     const float* scales =
         reinterpret_cast<const float*>(pipe.scales + stage * S::kScaleBytes) + scale_shift + lane % 4 * 2;
-    float factor[S::kTokens / 4];
-#pragma unroll
-    for (int i = 0; i < S::kTokens / 4; ++i) factor[i] = w_scale * scales[i / 2 * 8 + i % 2];
     WgmmaWait<0>();
     PinRegisters(products);
+#pragma unroll
+    for (int j = 0; j < S::kTokens / 2; j += 4) {
+      const float even = w_scale * scales[j * 2], odd = w_scale * scales[j * 2 + 1];
+      sum[j] = fmaf(products[j], even, sum[j]);
+      sum[j + 1] = fmaf(products[j + 1], odd, sum[j + 1]);
+      sum[j + 2] = fmaf(products[j + 2], even, sum[j + 2]);
+      sum[j + 3] = fmaf(products[j + 3], odd, sum[j + 3]);
+    }
     __syncwarp();  // all lanes have read the scales
     if (lane == 0) BarrierArrive(&pipe.empty[stage]);
     if (++stage == S::kStages) stage = 0, parity ^= 1;
-#pragma unroll
-    for (int i = 0; i < S::kTokens / 2; ++i) sum[i] = fmaf(products[i], factor[i / 4 * 2 + i % 2], sum[i]);
   }
 }
 
@@ -264,7 +284,7 @@ CUtensorMap WeightMap(const MatmulWeight& w, const Matmul& p, int box_rows) {
 // Blocks along k: as many as the card holds at a time, four blocks of 128 columns each or more. Experts are many tiles.
 int ChooseSplits(const Matmul& p, int64_t tiles) {
   int splits = 1;
-  while (p.offsets == nullptr && splits < 8 && tiles * splits * 2 <= 2 * CurrentCard().multiprocessors &&
+  while (p.offsets == nullptr && splits < kMaxSplits && tiles * splits * 2 <= 2 * CurrentCard().multiprocessors &&
          p.k >= splits * 2 * 4 * kDepth) {
     splits *= 2;
   }
@@ -321,8 +341,9 @@ void LaunchTokens(const Matmul& p, int64_t tokens, const QuantisedRows& x, cudaS
 bool LaunchMatmulFp8Few(const Matmul& p, const Workspace& workspace, cudaStream_t stream) {
   const bool grouped = p.offsets != nullptr;
   const int64_t rows = grouped ? CeilDiv(p.m, p.batches) : p.m;  // of each expert, in the mean
+  const int64_t most = grouped && !p.gated() ? 32 : 64;  // beyond, matmul_fp8_sm90.cu is faster
   const bool shape = CurrentCard().hopper && p.x_type == DType::kBF16 && !p.transposed && (grouped || p.batches == 1) &&
-                     IsAligned(p.x, 16) && p.x_stride % 8 == 0 && p.k % 8 == 0 && rows <= kMaxTokens;
+                     IsAligned(p.x, 16) && p.x_stride % 8 == 0 && p.k % 8 == 0 && rows <= most;
   if (!shape || p.w.view.dtype != DType::kF8E4M3 || !WeightFits(p.w, p.k) || !WeightFits(p.up, p.k)) return false;
   if (p.gated() && p.up.data_stride != p.w.data_stride) return false;
   if (p.m + 128 > MostQuantisedRows(p.k, workspace)) return false;  // copies of scales go four rows too far

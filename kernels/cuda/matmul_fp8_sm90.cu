@@ -26,6 +26,7 @@ struct Shape {
   static constexpr int kTileM = 64 * kGroups;
   static constexpr int kColumns = kGated ? kTileN / 2 : kTileN;  // of the result
   static constexpr int kParts = kTileN / 64;                     // columns that share a scale
+  static constexpr int kPass = kTileN == 256 ? 128 : kTileN;     // columns at a time: products and sums fill registers
   static constexpr int kThreads = kGroups * 128 + 128;
   static constexpr int kStageBytes = (kTileM + kTileN) * kDepth;
   static constexpr int kStages = std::min(kMaxStages, 210 * 1024 / kStageBytes);
@@ -135,13 +136,24 @@ __device__ __forceinline__ void MultiplyStage(float (&products)[kTileN / 2], uin
   WgmmaCommit();
 }
 
+// One arrival a warp at every block that copies into the stage.
+template <typename S>
+__device__ __forceinline__ void Release(uint64_t* empty) {
+  const int lane = threadIdx.x % 32;
+  if (S::kCluster > 1) {
+    if (lane < S::kCluster) BarrierArriveAt(empty, lane);
+  } else if (lane == 0) {
+    BarrierArrive(empty);
+  }
+}
+
 template <typename B, typename S>
 __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
   const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
   const int rank = S::kCluster == 1 ? 0 : ClusterRank();
   const int blocks = (p.k + kDepth - 1) / kDepth;
   int stage = 0, parity = 0;
-  float products[S::kTileN / 2], sum[S::kTileN / 2];
+  float products[S::kPass / 2], sum[S::kTileN / 2];
   const bool plain = p.bias == nullptr && !p.accumulate && p.range.n % 2 == 0 && p.out_stride % 2 == 0 &&
                      reinterpret_cast<uint64_t>(p.out) % (2 * sizeof(B)) == 0;
   auto tile = MakeWalker<S>(p);
@@ -154,8 +166,9 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
     const DeviceWeight<f8> w = p.w.Batch(tile.expert), up = S::kGated ? p.up.Batch(tile.expert) : p.w;
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) {
-      const DeviceWeight<f8>& from = S::kGated && part == 1 ? up : w;
-      const int n = min(tile.column + (S::kGated ? 0 : part * 64), p.range.n - 1);
+      constexpr int kOfWeight = S::kColumns / 64;
+      const DeviceWeight<f8>& from = part >= kOfWeight ? up : w;
+      const int n = min(tile.column + part % kOfWeight * 64, p.range.n - 1);
       w_scales[part] = from.scales + (n + from.row_offset) / 128 * from.scale_cols + from.col_offset / 128;
     }
     float x_next[2], w_next[S::kParts];
@@ -177,19 +190,21 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
       }
       BarrierWait(&pipe.full[stage], parity);
       const char* memory = pipe.memory + stage * S::kStageBytes;
-      MultiplyStage<S::kTileN>(products, SwizzledMatrix(memory + group * 64 * kDepth),
-                               SwizzledMatrix(memory + S::kTileM * kDepth));
-      load_scales(min(block + 1, blocks - 1));
-      WgmmaWait<0>();
-      PinRegisters(products);
-      if (S::kCluster > 1) {
-        if (lane < S::kCluster) BarrierArriveAt(&pipe.empty[stage], lane);
-      } else if (lane == 0) {
-        BarrierArrive(&pipe.empty[stage]);
+      const uint64_t x = SwizzledMatrix(memory + group * 64 * kDepth);
+#pragma unroll
+      for (int pass = 0; pass < S::kTileN / S::kPass; ++pass) {
+        MultiplyStage<S::kPass>(products, x, SwizzledMatrix(memory + (S::kTileM + pass * S::kPass) * kDepth));
+        if (pass == 0) load_scales(min(block + 1, blocks - 1));
+        WgmmaWait<0>();
+        PinRegisters(products);
+        if ((pass + 1) * S::kPass == S::kTileN) Release<S>(&pipe.empty[stage]);
+#pragma unroll
+        for (int j = 0; j < S::kPass / 2; ++j) {
+          const int i = pass * (S::kPass / 2) + j;
+          sum[i] = fmaf(products[j], factor[i / 32][i / 2 % 2], sum[i]);
+        }
       }
       if (++stage == S::kStages) stage = 0, parity ^= 1;
-#pragma unroll
-      for (int i = 0; i < S::kTileN / 2; ++i) sum[i] = fmaf(products[i], factor[i / 32][i / 2 % 2], sum[i]);
     }
     plain ? StoreTile<B, S, true>(p, sum, row, tile.end, tile.column)
           : StoreTile<B, S, false>(p, sum, row, tile.end, tile.column);
@@ -279,13 +294,14 @@ void LaunchRows(const Matmul& p, int64_t row_begin, int64_t rows, const Quantise
   if (p.gated()) {
     each <= 64    ? Launch<B, Shape<1, 128, 1, true>>(p, row_begin, rows, x, stream)
     : each <= 256 ? Launch<B, Shape<2, 128, 1, true>>(p, row_begin, rows, x, stream)
-                  : Launch<B, Shape<2, 128, 2, true>>(p, row_begin, rows, x, stream);
+                  : Launch<B, Shape<2, 256, 2, true>>(p, row_begin, rows, x, stream);
   } else {
     const bool few_tiles = CeilDiv(p.n, 128) * p.batches < CurrentCard().multiprocessors;
     each <= 64 && few_tiles ? Launch<B, Shape<1, 64, 1, false>>(p, row_begin, rows, x, stream)
     : each <= 64            ? Launch<B, Shape<1, 128, 1, false>>(p, row_begin, rows, x, stream)
     : each <= 256           ? Launch<B, Shape<2, 128, 1, false>>(p, row_begin, rows, x, stream)
-                            : Launch<B, Shape<2, 192, 2, false>>(p, row_begin, rows, x, stream);
+    : p.k < 4096            ? Launch<B, Shape<2, 192, 2, false>>(p, row_begin, rows, x, stream)
+                            : Launch<B, Shape<2, 256, 2, false>>(p, row_begin, rows, x, stream);
   }
 }
 

@@ -8,16 +8,39 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxSplits = 256;
-constexpr int kColumns = 128;
+constexpr int kColumns = 128;  // four a lane
 
-template <typename T>
+// kWide: a lane takes four columns in a row, else every 32nd.
+template <typename T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     MergeSplitsKernel(MlaPartials partials, HeadsView out, float* lse, int64_t lse_stride) {
   __shared__ float weights[kMaxSplits];
   __shared__ float scratch[32];
   __shared__ float sums[kWarps][kColumns];
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");  // launched ahead: until the splits are there
+#endif
   const int64_t row = blockIdx.x, token = row / out.heads, head = row % out.heads;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = static_cast<int>(out.dim);
+  // The first loads go ahead of the weights. What an empty split has not written counts as nothing below.
+  const int begin = blockIdx.y * kColumns;
+  const float* values = partials.out + row * partials.splits * dim + begin;
+  auto load = [&](int split) {
+    Pack<float, 4> pack{};
+    const float* from = values + static_cast<int64_t>(split) * dim;
+    if (split >= partials.splits) return pack;
+    if constexpr (kWide) {
+      pack = LoadPack<float, 4>(from + lane * 4);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pack.v[i] = begin + lane + i * 32 < dim ? from[lane + i * 32] : 0.f;
+    }
+    return pack;
+  };
+  constexpr int kAhead = 8;
+  Pack<float, 4> ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) ahead[i] = load(warp + i * kWarps);
   const float* part = partials.lse + row * partials.splits;
   const float mine = threadIdx.x < partials.splits ? part[threadIdx.x] : -INFINITY;
   const float largest = BlockReduce<MaxOp>(mine, scratch);
@@ -26,20 +49,18 @@ __global__ void __launch_bounds__(kThreads)
   weights[threadIdx.x] = weight;
   const float sum = BlockReduce<SumOp>(weight, scratch);
   __syncthreads();
-  const int begin = blockIdx.y * kColumns;
-  const float* values = partials.out + row * partials.splits * dim + begin + lane;
-  float acc[kColumns / 32] = {};
-#pragma unroll 4
-  for (int s = warp; s < partials.splits; s += kWarps) {
-    const float weight_of_split = weights[s];
+  float acc[4] = {};
+  auto add = [&](int split, const Pack<float, 4>& pack) {
+    const float of_split = split < partials.splits ? weights[split] : 0.f;
 #pragma unroll
-    for (int i = 0; i < kColumns / 32; ++i) {  // an empty split's output is not written, so it must not be read
-      const bool read = weight_of_split > 0 && begin + lane + i * 32 < dim;
-      acc[i] += read ? weight_of_split * values[static_cast<int64_t>(s) * dim + i * 32] : 0.f;
-    }
-  }
+    for (int i = 0; i < 4; ++i) acc[i] += of_split > 0 ? of_split * pack.v[i] : 0.f;
+  };
 #pragma unroll
-  for (int i = 0; i < kColumns / 32; ++i) sums[warp][lane + i * 32] = acc[i];
+  for (int i = 0; i < kAhead; ++i) add(warp + i * kWarps, ahead[i]);
+#pragma unroll 8
+  for (int s = warp + kAhead * kWarps; s < partials.splits; s += kWarps) add(s, load(s));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[warp][kWide ? lane * 4 + i : lane + i * 32] = acc[i];
   __syncthreads();
   if (threadIdx.x < kColumns && begin + static_cast<int>(threadIdx.x) < dim) {
     float value = 0;
@@ -58,8 +79,17 @@ void LaunchMergeSplits(const HeadsView& out, const TensorView& lse, const MlaPar
   LM_CHECK(partials.splits <= kMaxSplits && kMaxSplits <= kThreads);
   DispatchActivation(out.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const dim3 grid(static_cast<unsigned>(out.tokens * out.heads), static_cast<unsigned>(CeilDiv(out.dim, kColumns)));
-    MergeSplitsKernel<T><<<grid, kThreads, 0, stream>>>(partials, out, lse.f32(), lse.row_stride);
+    cudaLaunchAttribute ahead{};  // the way to the card overlaps with the splits' end
+    ahead.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    ahead.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(out.tokens * out.heads), static_cast<unsigned>(CeilDiv(out.dim, kColumns)));
+    config.blockDim = kThreads;
+    config.stream = stream;
+    config.attrs = &ahead;
+    config.numAttrs = CurrentCard().hopper ? 1 : 0;
+    const auto kernel = out.dim % kColumns == 0 ? MergeSplitsKernel<T, true> : MergeSplitsKernel<T, false>;
+    Check(cudaLaunchKernelEx(&config, kernel, partials, out, lse.f32(), lse.row_stride), "MergeSplits");
   });
   CheckLaunch("MergeSplits");
 }

@@ -57,14 +57,14 @@ struct Place {
   int kv_len, visible;                              // visible: local tokens that the block's last query sees
   int tile_begin, tile_end;
 
-  __device__ Place(const Args& p) {
+  __device__ Place(const Args& p, int rows_each = kRows) {
     sequence = blockIdx.z;
     split = blockIdx.y;
     first_token = p.query_start[sequence];
     queries = p.query_start[sequence + 1] - first_token;
-    row_begin = blockIdx.x * kRows;
+    row_begin = blockIdx.x * rows_each;
     const int heads = static_cast<int>(p.out.heads);
-    rows = max(0, min(kRows, queries * heads - row_begin));  // in a cluster: both blocks' or none
+    rows = max(0, min(rows_each, queries * heads - row_begin));  // in a cluster: both blocks' or none
     kv_len = p.kv_len[sequence];
     visible = rows == 0 ? 0 : Limit(p, rows - 1);
     const int tiles = (visible + kKeys - 1) / kKeys;

@@ -11,7 +11,7 @@ namespace latentmesh::cuda::mla {
 template <bool kFp8>
 constexpr bool kLag = !kFp8;
 
-enum : int { kProbabilitiesReady = 1, kProbabilitiesTaken = 2, kScoresDone = 3, kGroupZero = 4, kSumsReady = 5 };
+enum : int { kProbabilitiesReady = 1, kProbabilitiesTaken = 2, kScoresDone = 3, kGroupZero = 4, kSumsReady = 5, kQueriesReady = 6 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -23,7 +23,7 @@ __device__ __forceinline__ uint32_t HalfOfBF16(uint32_t pair) {
   return HalfPair(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
-// Queries into swizzled chunks; rows beyond the block's are zeros.
+// Queries into swizzled chunks, by the consumers; rows beyond the block's are zeros.
 template <bool kHalf>
 __device__ __forceinline__ void LoadQueries(const Args& p, const Place& place, Shared& s) {
   constexpr int kUnits = kKeyDim / 8;
@@ -41,6 +41,8 @@ __device__ __forceinline__ void LoadQueries(const Args& p, const Place& place, S
     if (kHalf) value = make_uint4(HalfOfBF16(value.x), HalfOfBF16(value.y), HalfOfBF16(value.z), HalfOfBF16(value.w));
     *reinterpret_cast<uint4*>(s.q + unit / 8 * kChunkBytes + SwizzledOffset(row, unit % 8)) = value;
   }
+  FenceAsyncProxy();
+  NamedSync(kQueriesReady, kConsumers);
 }
 
 // Keeps the compiler from computing what follows from a value once, before a loop, and spilling it: the shared memory
@@ -276,6 +278,7 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
     s.sum[row + 8] = softmax.sum[1];
   }
   NamedArrive(kSumsReady, kConsumers);
+  asm volatile("griddepcontrol.launch_dependents;");  // the merge of the splits may get ready
   const float scale[2] = {softmax.sum[0] > 0 ? 1.f / softmax.sum[0] : 0.f,
                           softmax.sum[1] > 0 ? 1.f / softmax.sum[1] : 0.f};
   StoreHalf(p, place, out, scale, 0);
@@ -523,19 +526,17 @@ __global__ void __launch_bounds__(kConsumers + 128, 1)
     PrefetchMap(&map);
     BarrierInitFence();
   }
-  if (threadIdx.x < kConsumers) {
-    LoadQueries<kFp8>(p, place, s);
-    FenceAsyncProxy();
-  }
   __syncthreads();
-  if (kCluster > 1) ClusterSync();
+  if (kCluster > 1) ClusterSync();  // barriers are ready: copies begin while the queries are loaded
   constexpr int kConsumerRegisters = kFp8 ? 208 : 232,
                 kProducerRegisters = kFp8 ? 88 : 40;  // 504 in all, what 168 at the start add up to
   if (threadIdx.x < 128) {
     RegistersUp<kConsumerRegisters>();
+    LoadQueries<kFp8>(p, place, s);
     RunLeft<kFp8, kCluster>(p, place, s);
   } else if (threadIdx.x < kConsumers) {
     RegistersUp<kConsumerRegisters>();
+    LoadQueries<kFp8>(p, place, s);
     RunRight<kFp8, kCluster>(p, place, s);
   } else {
     RegistersDown<kProducerRegisters>();

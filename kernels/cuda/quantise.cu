@@ -7,36 +7,51 @@ namespace latentmesh::cuda {
 namespace {
 
 constexpr int kThreads = 256, kLanes = 16, kNumbers = 8;  // 16 lanes of 8 numbers make a group of 128
+constexpr int kGroups = 4;                                // of a lane at a time: reads under way
+constexpr int kBlockGroups = kGroups * kThreads / kLanes;
 
-// Group g of row r; columns beyond the last are zeros.
-__global__ void QuantiseKernel(const bf16* x, int64_t x_stride, int64_t rows, int cols, QuantisedRows to) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");  // a product may begin with its weights
-#endif
-  const int groups = static_cast<int>(to.row_bytes / kQuantGroup);
-  const int64_t i = blockIdx.x * int64_t{kThreads / kLanes} + threadIdx.x / kLanes;
-  const int64_t row = i / groups;
-  const int group = static_cast<int>(i % groups), col = group * kQuantGroup + threadIdx.x % kLanes * kNumbers;
-  const bool inside = row < rows;
-  float v[kNumbers] = {};
-  if (inside && col < cols) {  // cols is a multiple of 8
-    const Pack<bf16, kNumbers> pack = LoadPack<bf16, kNumbers>(x + row * x_stride + col);
+// Columns beyond the last are zeros.
+__device__ __forceinline__ void QuantiseGroup(const Pack<bf16, kNumbers>& pack, uint32_t row, uint32_t group,
+                                              const QuantisedRows& to) {
+  float v[kNumbers], largest = 0;
 #pragma unroll
-    for (int j = 0; j < kNumbers; ++j) v[j] = ToFloat(pack.v[j]);
+  for (int j = 0; j < kNumbers; ++j) {
+    v[j] = ToFloat(pack.v[j]);
+    largest = fmaxf(largest, fabsf(v[j]));
   }
-  float largest = 0;
-#pragma unroll
-  for (int j = 0; j < kNumbers; ++j) largest = fmaxf(largest, fabsf(v[j]));
 #pragma unroll
   for (int offset = kLanes / 2; offset > 0; offset /= 2)
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
-  if (!inside) return;
   const float forward = largest > 0 ? 448.f / largest : 0.f;
   Pack<f8, kNumbers> codes;
 #pragma unroll
   for (int j = 0; j < kNumbers; ++j) codes.v[j] = FromFloat<f8>(v[j] * forward);
-  StorePack<f8, kNumbers>(reinterpret_cast<f8*>(to.codes) + row * to.row_bytes + col, codes);
-  if (threadIdx.x % kLanes == 0) to.scales[group * to.scale_stride + row] = largest / 448.f;
+  const int lane = threadIdx.x % kLanes;
+  if (group == ~0u) return;
+  StorePack<f8, kNumbers>(reinterpret_cast<f8*>(to.codes) + row * to.row_bytes + group * kQuantGroup + lane * kNumbers,
+                          codes);
+  if (lane == 0) to.scales[group * to.scale_stride + row] = largest / 448.f;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    QuantiseKernel(const bf16* x, int64_t x_stride, uint32_t rows, uint32_t cols, QuantisedRows to) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");  // a product may begin with its weights
+#endif
+  const uint32_t groups = static_cast<uint32_t>(to.row_bytes / kQuantGroup);
+  Pack<bf16, kNumbers> packs[kGroups];
+  uint32_t row[kGroups], group[kGroups];  // group ~0: none
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) {
+    const uint32_t i = blockIdx.x * kBlockGroups + j * (kThreads / kLanes) + threadIdx.x / kLanes;
+    row[j] = i / groups;
+    group[j] = row[j] < rows ? i % groups : ~0u;
+    const uint32_t col = i % groups * kQuantGroup + threadIdx.x % kLanes * kNumbers;
+    packs[j] = {};
+    if (row[j] < rows && col < cols) packs[j] = LoadPack<bf16, kNumbers>(x + row[j] * x_stride + col);  // cols: 8 n
+  }
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) QuantiseGroup(packs[j], row[j], group[j], to);
 }
 
 }  // namespace
@@ -56,8 +71,9 @@ QuantisedRows PlanQuantisedRows(int64_t rows, int64_t cols, const Workspace& wor
 void LaunchQuantise(const void* x, int64_t x_stride, int64_t rows, int64_t cols, const QuantisedRows& to,
                     cudaStream_t stream) {
   const int64_t groups = to.row_bytes / kQuantGroup;
-  QuantiseKernel<<<static_cast<unsigned>(CeilDiv(rows * groups, kThreads / kLanes)), kThreads, 0, stream>>>(
-      static_cast<const bf16*>(x), x_stride, rows, static_cast<int>(cols), to);
+  LM_CHECK_MSG(rows * groups < int64_t{1} << 31, "quantising " + std::to_string(rows) + " rows");
+  QuantiseKernel<<<static_cast<unsigned>(CeilDiv(rows * groups, kBlockGroups)), kThreads, 0, stream>>>(
+      static_cast<const bf16*>(x), x_stride, static_cast<uint32_t>(rows), static_cast<uint32_t>(cols), to);
   CheckLaunch("Quantise");
 }
 

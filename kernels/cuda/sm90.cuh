@@ -52,6 +52,13 @@ __device__ __forceinline__ void CopyBoxToCluster(void* to, const CUtensorMap* ma
       "l"(map), "r"(col), "r"(row), "r"(SharedAddress(barrier)), "h"(blocks)
       : "memory");
 }
+// Bytes as they lie, a multiple of 16 from and to 16-byte aligned places.
+__device__ __forceinline__ void CopyBytes(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   SharedAddress(to)),
+               "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
+               : "memory");
+}
 // Arrives at the barrier in the same place of another block of the cluster. (With release.cluster it would order global
 // memory too, at the price of a fence over the whole card; here only reads that are over go before it.)
 __device__ __forceinline__ void BarrierArriveAt(uint64_t* barrier, uint32_t block) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/quantise.h"
 #include "tests/bench/gpu_bench.h"
 
 namespace latentmesh::bench {
@@ -127,8 +128,22 @@ void Grouped(Bench& bench, DType type, int experts, int each, int64_t hidden, in
 
 }  // namespace
 
+// What FP8 products do first.
+void Quantise(Bench& bench, int64_t rows, int64_t cols) {
+  const int sets = rows > 256 ? 2 : 8;
+  std::vector<Tensor> x;
+  for (int i = 0; i < sets; ++i) x.push_back(bench.Random(DType::kBF16, {rows, cols}, 1));
+  const cuda::QuantisedRows to = cuda::PlanQuantisedRows(rows, cols, bench.workspace());
+  const double time = bench.Time(
+      [&](int i) { cuda::LaunchQuantise(x[i % sets].view.data, cols, rows, cols, to, bench.native()); }, 16);
+  bench.Report("quantise to f8_e4m3 " + std::to_string(rows) + " x " + std::to_string(cols), time, 0,
+               rows * cols * (3.0 + 4.0 / 128), -1);
+}
+
 void BenchMatmul(Bench& bench) {
   if (bench.profiling()) return Dense(bench, DType::kF8E4M3, 4096, 4096, 7168);
+  Quantise(bench, 64, 16384);
+  Quantise(bench, 4096, 16384);
   Dense(bench, DType::kF8E4M3, 4096, 7168, 16384);
   Dense(bench, DType::kF8E4M3, 4096, 4096, 7168);
   Dense(bench, DType::kF8E4M3, 4096, 7168, 2048);
