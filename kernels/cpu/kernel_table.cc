@@ -36,10 +36,10 @@ bool MayUseTiles() {
 #else
 bool MayUseTiles() { return false; }
 #endif
-// Bits 22 (AMX-BF16), 24 (AMX-TILE) and 25 (AMX-INT8) of EDX of leaf 7.0.
+// Bits 22 (AMX-BF16) and 24 (AMX-TILE) of EDX of leaf 7.0.
 bool RunsAmx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return RunsAvx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0 && (d >> 24 & 3) == 3 &&
+  return RunsAvx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0 && (d >> 24 & 1) != 0 &&
          MayUseTiles();
 }
 #else

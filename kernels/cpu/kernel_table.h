@@ -173,7 +173,7 @@ const KernelTable& PortableKernels();
 const KernelTable* Avx2Kernels();  // nullptr when this build has none
 const KernelTable* AvxVnniKernels();
 const KernelTable* Avx512Kernels();
-const KernelTable* AmxKernels();  // those of AVX-512 but for the matrix products
+const KernelTable* AmxKernels();  // those of AVX-512 but for the products of bf16
 
 // The best table this machine can run; SetKernels forces one (tests). Not thread-safe against running operations.
 const KernelTable& Kernels();
