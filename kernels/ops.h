@@ -166,12 +166,16 @@ struct RouterParams {
 
 // Stable counting sort of (token, choice) slots by local expert; slots of other ranks' experts are left out.
 struct SortByExpertParams {
-  const int32_t* ids;        // [slots] local expert index, or outside [0, experts): not ours
+  const int32_t* ids;        // [slots] first + local expert index, or outside [first, first + experts): not ours
   int64_t slots;
   int32_t experts;
   int32_t* offsets;          // [experts + 1]: expert e owns sorted rows [offsets[e], offsets[e+1])
-  int32_t* source;           // [slots]: sorted row -> slot (first offsets[experts] entries are written)
+  int32_t* source;           // [slots]: sorted row -> slot; -1 from offsets[experts] on
   int32_t* row;              // [slots]: slot -> sorted row, or -1
+  int32_t first = 0;
+  const int32_t* live_tokens = nullptr;   // optional: slots of token *live_tokens and later ones are left out, too
+  int32_t slots_per_token = 1;            // for live_tokens
+  int64_t* loads = nullptr;  // optional [experts]: += sorted rows of the expert
 };
 
 // out[i] = x[index[i]], or zeros where index[i] < 0

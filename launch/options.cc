@@ -72,6 +72,8 @@ void ModelFlags::Register(FlagSet& flags) {
                   "Instead of --model, with dummy weights: a shape by name");
   flags.Add("--num-layers", &engine.num_layers, "With dummy weights: only so many decoder layers; 0: all",
             kNonNegative);
+  flags.Add("--num-experts", &engine.num_experts,
+            "With dummy weights: only so many routed experts, as one rank of a larger layout holds; 0: all", kNonNegative);
   flags.AddChoice("--device", &engine.device, {"auto", "cpu", "cuda"}, "Where the model runs");
   flags.AddChoice("--dtype", &engine.dtype, {"auto", "f32", "bf16"}, "Type of weights and activations");
   flags.AddChoice("--weights", &engine.weights, {"auto", "f32", "bf16", "fp8", "int8", "int4"},
@@ -97,6 +99,9 @@ void ModelFlags::Register(FlagSet& flags) {
             "Drafts a sequence and step at most; fewer where they do not pay; 0: off", {.min = 0, .max = 15});
   flags.AddSwitch("--speculative-fixed", &speculative_fixed,
                   "Always as many drafts as --speculative-tokens says, also where they do not pay");
+  flags.AddChoice("--cuda-graphs", &engine.cuda_graphs, {"auto", "off"},
+                  "Decode steps on GPUs are captured into graphs, one for each size of batch; off: queued one by one");
+  flags.AddSwitch("--enforce-eager", &enforce_eager, "The same as --cuda-graphs off");
   flags.AddSwitch("--no-prefix-caching", &no_prefix_caching, "Compute every prompt, also where a prefix is cached");
   flags.AddSwitch("--dedicated-scheduler", &dedicated_scheduler, "Free rank 0 from model work (not available yet)");
   flags.Add("--seed", &engine.seed, "Seed of requests that bring none", kNonNegative);
@@ -122,6 +127,7 @@ Result<EngineOptions> ModelFlags::Resolve() const {
     return InvalidArgument("--model is required (or --load-format dummy --shape NAME)");
   EngineOptions options = engine;
   options.prefix_caching = !no_prefix_caching;
+  if (enforce_eager) options.cuda_graphs = "off";
   options.speculative_adapt = !speculative_fixed;
   options.migration = !no_migration;
   options.expert_balance = expert_balance == "on";

@@ -17,6 +17,7 @@ struct ModelFlags {
   std::string attention = "auto";
   std::string expert_balance = "off";
   std::string micro_batches = "auto";
+  bool enforce_eager = false;
   bool no_prefix_caching = false;
   bool speculative_fixed = false;
   bool no_migration = false;

@@ -43,6 +43,9 @@ struct DispatchLimits {
   // Buffer sizes a round, 0: large enough for evenly spread tokens in one round. Larger loads take several rounds.
   int64_t max_rows = 0;              // rows received (and rows sent), at least the size of the ep group
   int64_t max_slots = 0;             // (row, local expert) pairs, at least ep size x min(top_k, max_local_experts)
+  // Local dispatcher: rows are sorted on the device and the host never learns their number, where tokens x top_k fit the
+  // buffers and the placement is contiguous. Nothing waits then, so that it can be captured into a graph.
+  bool fixed_capacity = false;
 };
 // Type of the results that come back.
 inline DType ReturnType(DType payload) { return payload == DType::kF8E4M3 ? DType::kBF16 : payload; }
@@ -58,6 +61,8 @@ struct DispatchParams {
   int32_t k;
   const ExpertPlacement* placement;  // the same on all ranks; kept by the caller until the last Combine
   int64_t* loads = nullptr;          // optional host counters [E]: += tokens of this rank that chose the expert
+  int64_t* device_loads = nullptr;   // the same on the device, used instead where rows are sorted there
+  const int32_t* live_tokens = nullptr;   // optional, on the device, with fixed capacity: later tokens get nothing
   RoutingSpread* spread = nullptr;   // optional: += ranks and nodes of each token's experts (seen by all: on rank 0 only)
   int ranks_per_node = 1;            // for spread
 };
@@ -121,6 +126,7 @@ class TokenDispatcher {
     Combine(whole_.handle, whole_.expert_out, out, stream);
   }
   virtual DispatchVolume last_volume() const = 0;      // of the last Plan
+  virtual bool waited() const { return true; }         // the host took part in the last Plan: it cannot be captured
 
  private:
   struct Whole {                     // between a Start and its Finish

@@ -287,6 +287,39 @@ TEST(LocalDispatcher, RanksShareTheChoices) {
   }
 }
 
+// With fixed capacity the rows of a handle are a bound, offsets say what is there; tokens beyond the live ones get nothing.
+TEST(LocalDispatcher, FixedCapacityEqualsDense) {
+  auto placement = ExpertPlacement::Contiguous(7, 3);
+  for (int32_t live : {13, 9, 0}) {
+    Scenario s = MakeScenario(placement, 4, {13}, 2);
+    s.limits.fixed_capacity = true;
+    DenseExperts dense(7, kHidden, kWidth, 42);
+    RankTokens& t = s.ranks[0];
+    std::vector<float> out = t.before;
+    std::vector<int64_t> host(7, 0), loads(7, 0), expected(7, 0);
+    for (int rank = 0; rank < 3; ++rank) {
+      RankKit kit;
+      auto dispatcher = CreateLocalDispatcher(*kit.ops, rank, 3, s.limits);
+      Experts experts(*kit.ops, dispatcher->limits(), kWidth);
+      LocalWeights weights(dense, placement.LocalExperts(rank));
+      DispatchParams params{TensorView(t.x.data(), DType::kF32, {t.tokens, kHidden}), t.ids.data(), t.weights.data(),
+                            t.k, &placement, host.data(), loads.data(), live == 13 ? nullptr : &live};
+      ASSERT_EQ(dispatcher->Plan(params, *kit.stream), 1);
+      DispatchHandle handle = dispatcher->Dispatch(0, *kit.stream);
+      EXPECT_EQ(handle.rows, t.tokens * std::min(4, placement.LocalCount(rank)));
+      EXPECT_LE(handle.offsets[handle.experts], live * std::min(4, placement.LocalCount(rank)));
+      dispatcher->Combine(handle, experts.Run(weights.view(), handle, *kit.stream),
+                          TensorView(out.data(), DType::kF32, {t.tokens, kHidden}), *kit.stream);
+    }
+    for (int32_t i = 0; i < live * 4; ++i) ++expected[t.ids[i]];
+    RankTokens counted = t;
+    for (size_t i = live * 4; i < counted.weights.size(); ++i) counted.weights[i] = 0;
+    EXPECT_LT(RelativeError(out, DenseOutput(dense, counted)), 2e-6);
+    EXPECT_EQ(loads, expected);
+    EXPECT_EQ(host, std::vector<int64_t>(7, 0));
+  }
+}
+
 TEST(DispatchBuffers, MemoryPlanIsWhatIsAllocated) {
   RankKit kit;
   for (DType payload : {DType::kF32, DType::kBF16}) {

@@ -20,8 +20,10 @@ class LocalDispatcher : public TokenDispatcher {
   void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
                Stream& stream) override;
   DispatchVolume last_volume() const override { return {}; }
+  bool waited() const override { return !fixed_; }
 
  private:
+  bool FitsFixed(const DispatchParams& params) const;
   void KeepOwn();
   void SplitTokens();
 
@@ -36,11 +38,27 @@ class LocalDispatcher : public TokenDispatcher {
   std::vector<int32_t> expert_;            // [slots] local expert
   std::vector<float> weight_;              // [slots]
   std::vector<int64_t> round_begin_;       // [rounds + 1] tokens
+  bool fixed_ = false;                     // the present dispatch does without the host
 };
+
+// Counting on the host, replicas and scattered experts need the host.
+bool LocalDispatcher::FitsFixed(const DispatchParams& params) const {
+  if (!limits_.fixed_capacity || params.spread != nullptr || params.placement->has_replicas()) return false;
+  if (params.loads != nullptr && params.device_loads == nullptr) return false;
+  std::span<const int32_t> mine = params.placement->LocalExperts(rank_);
+  for (size_t i = 1; i < mine.size(); ++i)
+    if (mine[i] != mine[0] + static_cast<int32_t>(i)) return false;
+  return params.x.dim(0) <= sorter_.RoutedCapacity(params.k, static_cast<int32_t>(mine.size()));
+}
 
 int LocalDispatcher::Plan(const DispatchParams& params, Stream& stream) {
   CheckDispatch(params, limits_, ranks_);
   params_ = params;
+  fixed_ = FitsFixed(params);
+  if (fixed_) {
+    round_begin_ = {0, params.x.dim(0)};
+    return 1;
+  }
   slots_per_row_ = std::max(1, std::min(params.k, params.placement->MaxLocalCount()));
   routing_.Read(ops_.device(), params, stream);
   if (params_.spread != nullptr && rank_ == 0)
@@ -82,6 +100,10 @@ void LocalDispatcher::SplitTokens() {
 
 DispatchHandle LocalDispatcher::Dispatch(int round, Stream& stream) {
   LM_CHECK(round >= 0 && round + 1 < static_cast<int>(round_begin_.size()));
+  if (fixed_) {
+    std::span<const int32_t> mine = params_.placement->LocalExperts(rank_);
+    return sorter_.SortRouted(params_, mine.empty() ? 0 : mine[0], static_cast<int32_t>(mine.size()), stream);
+  }
   int64_t begin = round_begin_[round], end = round_begin_[round + 1];
   sorter_.Begin(slots_per_row_);
   for (int64_t t = begin; t < end; ++t) {

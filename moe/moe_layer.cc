@@ -21,6 +21,7 @@ DispatchLimits LimitsOf(const MoeConfig& config, const MoeWorkspaceOptions& opti
   limits.ranks_per_node = options.ranks_per_node;
   limits.max_rows = options.max_rows;
   limits.max_slots = options.max_slots;
+  limits.fixed_capacity = options.fixed_capacity;
   return ResolveLimits(limits, ranks);
 }
 
@@ -106,8 +107,14 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
       experts_(ops, ExpertLimits(config, options, ep.size()), config.width),
       logits_(&ops.device(), DType::kF32, {MostTokens(options), config.experts}),
       ids_(&ops.device(), DType::kI32, {MostTokens(options), config.top_k}),
-      topk_weights_(&ops.device(), DType::kF32, {MostTokens(options), config.top_k}) {
+      topk_weights_(&ops.device(), DType::kF32, {MostTokens(options), config.top_k}),
+      device_loads_(&ops.device(), DType::kI64, {options.counted_layers, config.experts}) {
   LM_CHECK_MSG(ValidateMoeConfig(config).ok(), ValidateMoeConfig(config).message());
+  if (!device_loads_.view.empty()) {
+    auto stream = ops.device().CreateStream();
+    ops.device().Fill(device_loads_.view.data, 0, device_loads_.view.bytes(), *stream);
+    stream->Synchronize();
+  }
   if (options.max_replicated_tokens > 0)
     replicated_ = CreateLocalDispatcher(ops, ep.rank(), ep.size(), ReplicatedLimits(config, options, ep.size()));
 }
@@ -115,13 +122,32 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
 size_t MoeWorkspace::Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size) {
   size_t bytes = DispatcherMemory(LimitsOf(config, options, ep_size), ep_size) +
                  Experts::ScratchBytes(ExpertLimits(config, options, ep_size), config.width) +
-                 static_cast<size_t>(MostTokens(options)) * 4 * (config.experts + 2 * config.top_k);
+                 static_cast<size_t>(MostTokens(options)) * 4 * (config.experts + 2 * config.top_k) +
+                 static_cast<size_t>(options.counted_layers) * 8 * config.experts;
   if (options.max_replicated_tokens > 0) bytes += DispatcherBytes(ReplicatedLimits(config, options, ep_size), 1);
   return bytes;
 }
 
+int64_t* MoeWorkspace::DeviceLoads(size_t layer) const {
+  if (static_cast<int64_t>(layer) >= device_loads_.view.dim(0)) return nullptr;
+  return device_loads_.view.as<int64_t>() + static_cast<int64_t>(layer) * config_.experts;
+}
+
+void MoeWorkspace::ReadLoads(Stream& stream) {
+  if (device_loads_.view.empty()) return;
+  std::vector<int64_t> counted(static_cast<size_t>(device_loads_.view.size()));
+  Device& device = ops_.device();
+  device.CopyToHost(counted.data(), device_loads_.view.data, device_loads_.view.bytes(), stream);
+  device.Fill(device_loads_.view.data, 0, device_loads_.view.bytes(), stream);
+  stream.Synchronize();
+  auto from = counted.begin();
+  for (size_t layer = 0; layer < loads_.size() && from != counted.end(); ++layer)
+    for (int64_t& load : loads_[layer]) load += *from++;
+}
+
 MoeLayer::MoeLayer(MoeWorkspace& workspace, const MoeWeights& weights, ExpertPlacement placement)
-    : w_(workspace), weights_(weights), placement_(std::move(placement)), loads_(workspace.config_.experts, 0) {
+    : w_(workspace), weights_(weights), placement_(std::move(placement)), index_(workspace.loads_.size()) {
+  w_.loads_.emplace_back(w_.config_.experts, 0);
   Replace(weights.experts, placement_);
 }
 
@@ -134,7 +160,7 @@ void MoeLayer::Replace(const ExpertWeights& experts, ExpertPlacement placement) 
   placement_ = std::move(placement);
 }
 
-void MoeLayer::ResetLoads() { std::fill(loads_.begin(), loads_.end(), 0); }
+void MoeLayer::ResetLoads() { std::fill(w_.loads_[index_].begin(), w_.loads_[index_].end(), 0); }
 
 void MoeLayer::Route(MoeWorkspace& w, const TensorView& x, Stream& stream) {
   if (x.dim(0) == 0) return;
@@ -168,7 +194,9 @@ DispatchParams MoeLayer::ParamsOf(MoeWorkspace& w, const TensorView& x) {
   params.weights = w.topk_weights_.view.f32();
   params.k = w.config_.top_k;
   params.placement = &placement_;
-  params.loads = loads_.data();
+  params.loads = w_.loads_[index_].data();
+  params.device_loads = w_.DeviceLoads(index_);
+  params.live_tokens = w_.live_tokens_;
   if (ranks_per_node_ > 0) params.spread = &spread_, params.ranks_per_node = ranks_per_node_;
   return params;
 }
@@ -186,6 +214,7 @@ void MoeLayer::RunExperts(TokenDispatcher& dispatcher, const TensorView& x, cons
   LM_CHECK(x.dim(0) == out.dim(0) && x.dim(0) <= dispatcher.limits().max_tokens);
   Route(w_, x, stream);
   int rounds = PlanRounds(dispatcher, ParamsOf(w_, x), stream);
+  w_.host_waits_ += dispatcher.waited();
   for (int round = 0; round < rounds; ++round) RunRoundWhole(w_, dispatcher, round, out, stream);
 }
 

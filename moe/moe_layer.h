@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <vector>
@@ -40,6 +41,8 @@ struct MoeWorkspaceOptions {
   int64_t max_rows = 0;              // see DispatchLimits
   int64_t max_slots = 0;
   int64_t max_replicated_tokens = 0; // for ForwardReplicated; 0: it is not used
+  bool fixed_capacity = false;       // ForwardReplicated does without the host where it can (DispatchLimits)
+  int32_t counted_layers = 0;        // layers whose loads are counted on the device then, at most
 };
 
 // What the layers of one rank use in turn: router scratch, dispatcher, expert scratch.
@@ -50,8 +53,17 @@ class MoeWorkspace {
   // Device bytes of a workspace, for the memory plan; allocates nothing.
   static size_t Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size);
 
+  // Of the next Forwards with fixed capacity: tokens from *live (device memory) on get nothing and are not counted, as a
+  // step that was padded to a captured size needs it. nullptr: all count.
+  void SetLiveTokens(const int32_t* live) { live_tokens_ = live; }
+  // Brings what was counted on the device into the layers' loads(); waits for the stream.
+  void ReadLoads(Stream& stream);
+  // Dispatches so far that waited for the host.
+  int64_t host_waits() const { return host_waits_; }
+
  private:
   friend class MoeLayer;
+  int64_t* DeviceLoads(size_t layer) const;
   Ops& ops_;
   Communicator& ep_;
   MoeConfig config_;
@@ -66,6 +78,10 @@ class MoeWorkspace {
   Tensor logits_;                    // [most tokens, E] f32
   Tensor ids_;                       // [most tokens, top_k] i32
   Tensor topk_weights_;              // [most tokens, top_k] f32
+  const int32_t* live_tokens_ = nullptr;
+  int64_t host_waits_ = 0;
+  std::deque<std::vector<int64_t>> loads_;   // [layers][E] host counters
+  Tensor device_loads_;              // [counted layers, E] i64, since the last ReadLoads
 };
 
 // One layer's weights on this rank. Not owned; they outlive the layer.
@@ -101,8 +117,9 @@ class MoeLayer {
   // Between steps: another placement and the weights that go with it. On all ranks at the same step.
   void Replace(const ExpertWeights& experts, ExpertPlacement placement);
 
-  // Tokens of this rank that chose each logical expert, since the last reset. Host memory.
-  std::span<const int64_t> loads() const { return loads_; }
+  // Tokens of this rank that chose each logical expert, since the last reset. Host memory; with fixed capacity as of the
+  // workspace's last ReadLoads.
+  std::span<const int64_t> loads() const { return w_.loads_[index_]; }
   void ResetLoads();
 
   // From now on counts, too, on how many ranks and nodes of so many ranks its tokens' experts lie as placed; 0: off. In
@@ -118,7 +135,7 @@ class MoeLayer {
   MoeWorkspace& w_;
   MoeWeights weights_;
   ExpertPlacement placement_;
-  std::vector<int64_t> loads_;       // [E]
+  size_t index_;                     // among the workspace's layers: of its counters
   RoutingSpread spread_;
   int ranks_per_node_ = 0;
 };

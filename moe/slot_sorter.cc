@@ -6,7 +6,7 @@ namespace latentmesh {
 namespace {
 
 int64_t MaxPaddedSlots(const DispatchLimits& l) {
-  return l.max_rows * std::max(1, std::min(l.top_k, l.max_local_experts));
+  return l.max_rows * std::max(1, l.fixed_capacity ? l.top_k : std::min(l.top_k, l.max_local_experts));
 }
 
 }  // namespace
@@ -42,18 +42,23 @@ void SlotSorter::AddRow(std::span<const int32_t> experts, std::span<const float>
   slots_ += static_cast<int64_t>(experts.size());
 }
 
-DispatchHandle SlotSorter::Sort(const TensorView& rows, int32_t local_experts, Stream& stream) {
-  int64_t padded = static_cast<int64_t>(host_expert_.size());
-  LM_CHECK(padded == rows.dim(0) * slots_per_row_ && padded <= expert_.view.size() && slots_ <= sorted_.view.dim(0));
+DispatchHandle SlotSorter::Handle(const TensorView& rows, int64_t slots, int32_t local_experts) const {
   DispatchHandle handle;
   handle.x = rows;
-  handle.sorted = sorted_.view.Rows(0, slots_);
+  handle.sorted = sorted_.view.Rows(0, slots);
   handle.offsets = offsets_.view.i32();
   handle.experts = local_experts;
-  handle.rows = slots_;
+  handle.rows = slots;
   handle.slots_per_row = slots_per_row_;
   handle.sorted_row = row_.view.i32();
   handle.weights = weight_.view.f32();
+  return handle;
+}
+
+DispatchHandle SlotSorter::Sort(const TensorView& rows, int32_t local_experts, Stream& stream) {
+  int64_t padded = static_cast<int64_t>(host_expert_.size());
+  LM_CHECK(padded == rows.dim(0) * slots_per_row_ && padded <= expert_.view.size() && slots_ <= sorted_.view.dim(0));
+  DispatchHandle handle = Handle(rows, slots_, local_experts);
   if (slots_ == 0) return handle;
   Device& device = ops_.device();
   device.CopyToDevice(expert_.view.data, host_expert_.data(), padded * sizeof(int32_t), stream);
@@ -61,6 +66,29 @@ DispatchHandle SlotSorter::Sort(const TensorView& rows, int32_t local_experts, S
   ops_.SortByExpert({expert_.view.i32(), padded, local_experts, offsets_.view.i32(), source_.view.i32(),
                      row_.view.i32()}, stream);
   ops_.GatherRows({rows, source_.view.i32(), slots_, slots_per_row_, handle.sorted}, stream);
+  return handle;
+}
+
+int64_t SlotSorter::RoutedCapacity(int32_t k, int32_t local_experts) const {
+  int64_t rows = sorted_.view.dim(0) / std::max(1, std::min(k, local_experts));
+  return std::min(rows, source_.view.size() / std::max(1, k));
+}
+
+DispatchHandle SlotSorter::SortRouted(const DispatchParams& params, int32_t first, int32_t local_experts, Stream& stream) {
+  int64_t tokens = params.x.dim(0);
+  LM_CHECK(tokens <= RoutedCapacity(params.k, local_experts));
+  slots_per_row_ = params.k;
+  DispatchHandle handle = Handle(params.x, tokens * std::min(params.k, local_experts), local_experts);
+  handle.weights = params.weights;
+  if (handle.rows == 0) return handle;
+  SortByExpertParams sort{params.ids, tokens * params.k, local_experts, offsets_.view.i32(), source_.view.i32(),
+                          row_.view.i32()};
+  sort.first = first;
+  sort.live_tokens = params.live_tokens;
+  sort.slots_per_token = params.k;
+  if (params.device_loads != nullptr) sort.loads = params.device_loads + first;
+  ops_.SortByExpert(sort, stream);
+  ops_.GatherRows({params.x, source_.view.i32(), handle.rows, params.k, handle.sorted}, stream);
   return handle;
 }
 

@@ -22,8 +22,15 @@ class SlotSorter {
   void AddRow(std::span<const int32_t> experts, std::span<const float> weights);
   // rows [N, H], N = rows added. The handle's views are valid until the next Sort.
   DispatchHandle Sort(const TensorView& rows, int32_t local_experts, Stream& stream);
+  // Without the host: params' tokens [T, H] and choices as they are, of which this rank serves experts [first, first +
+  // local_experts). The handle's rows are a capacity.
+  DispatchHandle SortRouted(const DispatchParams& params, int32_t first, int32_t local_experts, Stream& stream);
+  // Tokens that SortRouted can take.
+  int64_t RoutedCapacity(int32_t k, int32_t local_experts) const;
 
  private:
+  DispatchHandle Handle(const TensorView& rows, int64_t slots, int32_t local_experts) const;
+
   Ops& ops_;
   int32_t slots_per_row_ = 1;
   int64_t slots_ = 0;                // real ones, without padding

@@ -99,6 +99,8 @@ class Communicator {
   // transport, no room for it). The window must not outlive this communicator and is destroyed by all ranks or none.
   virtual std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run);
   virtual void CountShared(size_t) {}
+  // Work that was queued as a whole (a captured graph) may hold calls of this communicator: the deadline counts for it, too.
+  virtual void WatchQueued(Stream&) {}
 
   virtual TrafficCounters traffic() const = 0;
   // Named in errors: "step 17, layer 3 dispatch". Cheap.

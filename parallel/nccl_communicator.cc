@@ -54,6 +54,7 @@ class NcclCommunicator : public CommunicatorBase {
     CheckCuda(cudaMemset(flag_, 0, sizeof(int)), site, "cudaMemset");
   }
   ~NcclCommunicator() override { cudaFree(flag_); }
+  void WatchQueued(Stream& stream) override { link_.WatchQueued(site(), Native(stream)); }
 
  protected:
   void DoAllReduceSum(const TensorView& inout, Stream& stream) override {

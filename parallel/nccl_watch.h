@@ -35,6 +35,8 @@ class NcclLink {
   // they have run. Throws what went wrong, also with earlier work.
   void Enqueue(const CallSite& site, const char* call, cudaStream_t stream,
                const std::function<ncclResult_t(ncclComm_t)>& calls);
+  // Work on the stream that was captured earlier may hold calls of this communicator.
+  void WatchQueued(const CallSite& site, cudaStream_t stream);
   // Host waits for the stream, with the deadline.
   void Synchronize(const CallSite& site, const char* call, cudaStream_t stream);
 

@@ -125,11 +125,17 @@ TEST_P(MoeOps, SortGatherCombine) {
     const int32_t top_k = 4, experts = 6;
     const int64_t slots = tokens * top_k;
     std::vector<int32_t> ids(slots), offsets(experts + 1, -5), source(slots, -5), row(slots, -5);
-    for (int32_t& id : ids) id = static_cast<int32_t>(random.Int(-2, experts + 1));
+    for (int32_t& id : ids) id = static_cast<int32_t>(random.Int(-2, experts + 4));
     auto offsets2 = offsets, source2 = source, row2 = row;
-    ops().SortByExpert({ids.data(), slots, experts, offsets.data(), source.data(), row.data()}, stream());
-    reference().SortByExpert({ids.data(), slots, experts, offsets2.data(), source2.data(), row2.data()}, stream());
+    const int32_t first = static_cast<int32_t>(tokens % 3), live = static_cast<int32_t>(tokens) - 1;
+    std::vector<int64_t> loads(experts, 7), loads2 = loads;
+    const int32_t* live_tokens = tokens > 5 ? &live : nullptr;
+    ops().SortByExpert({ids.data(), slots, experts, offsets.data(), source.data(), row.data(), first, live_tokens, top_k,
+                        loads.data()}, stream());
+    reference().SortByExpert({ids.data(), slots, experts, offsets2.data(), source2.data(), row2.data(), first, live_tokens,
+                              top_k, loads2.data()}, stream());
     EXPECT_EQ(offsets, offsets2);
+    EXPECT_EQ(loads, loads2);
     EXPECT_EQ(source, source2);
     EXPECT_EQ(row, row2);
 

@@ -9,18 +9,23 @@ namespace latentmesh::cpu {
 
 // Two passes over the slots; the second walks them in order, which makes the sort stable.
 void SortByExpert(CpuContext& context, const SortByExpertParams& p) {
+  const int64_t live = p.live_tokens == nullptr ? p.slots : std::min(p.slots, int64_t{*p.live_tokens} * p.slots_per_token);
+  const auto ours = [&](int64_t i) { return i < live && p.ids[i] >= p.first && p.ids[i] < p.first + p.experts; };
   std::fill_n(p.offsets, p.experts + 1, 0);
-  for (int64_t i = 0; i < p.slots; ++i) {
-    if (p.ids[i] >= 0 && p.ids[i] < p.experts) ++p.offsets[p.ids[i] + 1];
+  for (int64_t i = 0; i < live; ++i) {
+    if (ours(i)) ++p.offsets[p.ids[i] - p.first + 1];
   }
-  for (int32_t e = 0; e < p.experts; ++e) p.offsets[e + 1] += p.offsets[e];
+  for (int32_t e = 0; e < p.experts; ++e) {
+    if (p.loads != nullptr) p.loads[e] += p.offsets[e + 1];
+    p.offsets[e + 1] += p.offsets[e];
+  }
   auto* next = reinterpret_cast<int32_t*>(context.Scratch(ScratchSlot::kInput, p.experts));
   std::copy_n(p.offsets, p.experts, next);
   for (int64_t i = 0; i < p.slots; ++i) {
-    const bool ours = p.ids[i] >= 0 && p.ids[i] < p.experts;
-    p.row[i] = ours ? next[p.ids[i]]++ : -1;
-    if (ours) p.source[p.row[i]] = static_cast<int32_t>(i);
+    p.row[i] = ours(i) ? next[p.ids[i] - p.first]++ : -1;
+    if (p.row[i] >= 0) p.source[p.row[i]] = static_cast<int32_t>(i);
   }
+  std::fill(p.source + p.offsets[p.experts], p.source + p.slots, -1);
 }
 
 void GatherRows(CpuContext& context, const GatherRowsParams& p) {

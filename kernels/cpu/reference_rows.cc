@@ -10,13 +10,14 @@ namespace latentmesh::reference {
 
 void SortByExpert(const SortByExpertParams& p) {
   int32_t sorted = 0;
-  for (int64_t i = 0; i < p.slots; ++i) p.row[i] = -1;
+  for (int64_t i = 0; i < p.slots; ++i) p.row[i] = p.source[i] = -1;
   for (int32_t e = 0; e < p.experts; ++e) {
     p.offsets[e] = sorted;
     for (int64_t i = 0; i < p.slots; ++i) {
-      if (p.ids[i] != e) continue;
+      if (p.ids[i] != p.first + e || (p.live_tokens != nullptr && i / p.slots_per_token >= *p.live_tokens)) continue;
       p.source[sorted] = static_cast<int32_t>(i);
       p.row[i] = sorted++;
+      if (p.loads != nullptr) ++p.loads[e];
     }
   }
   p.offsets[p.experts] = sorted;

@@ -1,6 +1,8 @@
 // Stands in for kernels/cuda where CUDA is not built in.
+#include "kernels/captured_work.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#include "kernels/token_sampler.h"
 
 namespace latentmesh {
 
@@ -13,6 +15,16 @@ Result<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions&) {
 
 std::unique_ptr<Ops> CreateCudaOps(Device&) {
   CheckFailed(__FILE__, __LINE__, "CreateCudaOps", "CUDA is not built in");
+}
+
+bool CanCapture(const Device&) { return false; }
+
+std::unique_ptr<CapturedWork> CaptureWork(Stream&, const std::function<void()>&) {
+  CheckFailed(__FILE__, __LINE__, "CaptureWork", "CUDA is not built in");
+}
+
+std::unique_ptr<TokenSampler> CreateCudaTokenSampler(Device&) {
+  CheckFailed(__FILE__, __LINE__, "CreateCudaTokenSampler", "CUDA is not built in");
 }
 
 }  // namespace latentmesh

@@ -34,28 +34,45 @@ __device__ int ExclusiveScan(int value, int* scratch, int* total) {
   return before + inclusive - value;
 }
 
+// Slots before this may be ours; the others belong to padding tokens.
+__device__ int64_t LiveSlots(const SortByExpertParams& p) {
+  return p.live_tokens == nullptr ? p.slots : min(p.slots, int64_t{*p.live_tokens} * p.slots_per_token);
+}
+
+// Local expert of a slot, or -1.
+__device__ int32_t LocalExpert(const SortByExpertParams& p, int64_t slot, int64_t live) {
+  if (slot >= live) return -1;
+  const int32_t id = p.ids[slot] - p.first;
+  return id >= 0 && id < p.experts ? id : -1;
+}
+
 __global__ void __launch_bounds__(kThreads) SortFewKernel(SortByExpertParams p) {
   __shared__ int scratch[kWarps];
   const int expert = blockIdx.x;
   const int64_t each = (p.slots + kThreads - 1) / kThreads;  // consecutive slots a thread, so that order is kept
   const int64_t begin = threadIdx.x * each, end = min(begin + each, p.slots);
+  const int64_t live = LiveSlots(p);
   int smaller = 0, mine = 0;
   for (int64_t slot = begin; slot < end; ++slot) {
-    const int32_t id = p.ids[slot];
+    const int32_t id = LocalExpert(p, slot, live);
     smaller += id >= 0 && id < expert;
     mine += id == expert;
-    if (expert == 0 && (id < 0 || id >= p.experts)) p.row[slot] = -1;
+    if (expert == 0 && id < 0) p.row[slot] = -1;
   }
   int first = 0, count = 0;
   ExclusiveScan(smaller, scratch, &first);
   int place = first + ExclusiveScan(mine, scratch, &count);
   if (threadIdx.x == 0) {
     p.offsets[expert] = first;
+    if (p.loads != nullptr && count > 0) p.loads[expert] += count;
     if (expert == p.experts - 1) p.offsets[p.experts] = first + count;
+  }
+  if (expert == p.experts - 1) {
+    for (int64_t i = first + count + threadIdx.x; i < p.slots; i += kThreads) p.source[i] = -1;
   }
   if (mine == 0) return;
   for (int64_t slot = begin; slot < end; ++slot) {
-    if (p.ids[slot] != expert) continue;
+    if (LocalExpert(p, slot, live) != expert) continue;
     p.source[place] = static_cast<int32_t>(slot);
     p.row[slot] = place++;
   }
@@ -66,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) CountKernel(SortByExpertParams p, in
   for (int e = threadIdx.x; e < p.experts; e += kThreads) local[e] = 0;
   __syncthreads();
   const int64_t slot = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  const int32_t id = slot < p.slots ? p.ids[slot] : -1;
-  if (id >= 0 && id < p.experts) atomicAdd(&local[id], 1);
+  const int32_t id = LocalExpert(p, slot, LiveSlots(p));
+  if (id >= 0) atomicAdd(&local[id], 1);
   __syncthreads();
   for (int e = threadIdx.x; e < p.experts; e += kThreads) counts[blockIdx.x * int64_t{p.experts} + e] = local[e];
 }
@@ -94,18 +111,20 @@ __global__ void __launch_bounds__(kThreads) PlaceKernel(SortByExpertParams p, co
     if (e >= p.experts) continue;
     memory[e] = first + before;
     if (blockIdx.x == 0) p.offsets[e] = first;
+    if (blockIdx.x == 0 && p.loads != nullptr) p.loads[e] += total;
     if (blockIdx.x == 0 && e == p.experts - 1) p.offsets[p.experts] = first + total;
   }
   for (int i = threadIdx.x; i < p.experts * kWarps; i += kThreads) of_warp[i] = 0;
   __syncthreads();
   const int64_t slot = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  const int32_t id = slot < p.slots ? p.ids[slot] : -1;
-  const bool ours = id >= 0 && id < p.experts;
+  const int32_t id = LocalExpert(p, slot, LiveSlots(p));
+  const bool ours = id >= 0;
   const unsigned same = __match_any_sync(0xffffffffu, ours ? id : -1);
   const int rank = __popc(same & ((1u << lane) - 1));
   if (ours && rank == 0) of_warp[warp * p.experts + id] = static_cast<uint16_t>(__popc(same));
   __syncthreads();
   if (slot >= p.slots) return;
+  if (slot >= base) p.source[slot] = -1;  // rows beyond the last
   if (!ours) {
     p.row[slot] = -1;
     return;

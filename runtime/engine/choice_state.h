@@ -26,6 +26,7 @@ class ChoiceState {
   // The bit mask of tokens that the request's constraint allows next; nullptr without one. Valid until the next call.
   const uint64_t* AllowedTokens(int64_t vocab_size);
 
+  bool constrained() const { return constraint_ != nullptr; }
   bool finished() const { return finish_ != FinishReason::kNone; }
   uint64_t seed() const { return seed_; }
   const std::vector<int32_t>& output() const { return output_; }

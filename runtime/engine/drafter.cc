@@ -24,10 +24,25 @@ void TakeDrafts(const StepResult& result, std::vector<DraftSeed*>& wanted) {
   std::vector<int64_t> next_row(result.shards.size(), 0);
   for (DraftSeed* seed : wanted) {
     const StepResult::Shard& shard = result.shards[static_cast<size_t>(seed->shard)];
+    int64_t index = next_row[static_cast<size_t>(seed->shard)]++;
+    if (!shard.ids.empty()) {
+      seed->drafts.push_back(std::max(shard.ids[static_cast<size_t>(index)], 0));   // any token will do as a draft
+      continue;
+    }
     int64_t vocab = static_cast<int64_t>(shard.logits.size()) / std::max<int64_t>(shard.rows, 1);
-    auto row = shard.logits.begin() + next_row[static_cast<size_t>(seed->shard)]++ * vocab;
+    auto row = shard.logits.begin() + index * vocab;
     seed->drafts.push_back(static_cast<int32_t>(std::max_element(row, row + vocab) - row));
   }
+}
+
+// The ranks choose the likeliest token of each row.
+StepCommand ChosenOnRanks(StepCommand command) {
+  for (const ShardStep& shard : command.plan.shards) {
+    ShardSampling& sampling = command.sampling.emplace_back();
+    sampling.specs.resize(static_cast<size_t>(shard.logits_rows()));
+    for (size_t row = 0; row < sampling.specs.size(); ++row) sampling.specs[row].row = static_cast<int32_t>(row);
+  }
+  return command;
 }
 
 }  // namespace
@@ -84,12 +99,13 @@ void Drafter::Run(const StepPlan& plan, int32_t count, std::vector<DraftSeed>& s
     seed.wanted = seed.wanted && count > 0 && !seed.next.empty();
     if (seed.wanted) live.push_back(&seed);
   }
-  StepResult result = run_(FirstRound(plan, seeds));
+  auto run = [this](StepCommand command) { return run_(on_ranks_ ? ChosenOnRanks(std::move(command)) : std::move(command)); };
+  StepResult result = run(FirstRound(plan, seeds));
   TakeDrafts(result, live);
   for (int32_t round = 1; round < count; ++round) {
     StepCommand next = NextRound(plan, live, round);
     if (live.empty()) break;
-    result = run_(std::move(next));
+    result = run(std::move(next));
     TakeDrafts(result, live);
   }
 }

@@ -24,9 +24,9 @@ struct DraftSeed {
 
 class Drafter {
  public:
-  // `run` executes a command on all ranks. Blocks hold `block_tokens` tokens.
-  Drafter(std::function<StepResult(StepCommand)> run, int32_t block_tokens, int32_t max_model_len)
-      : run_(std::move(run)), block_tokens_(block_tokens), max_model_len_(max_model_len) {}
+  // `run` executes a command on all ranks. Blocks hold `block_tokens` tokens. `on_ranks`: ranks choose the drafts.
+  Drafter(std::function<StepResult(StepCommand)> run, int32_t block_tokens, int32_t max_model_len, bool on_ranks)
+      : run_(std::move(run)), block_tokens_(block_tokens), max_model_len_(max_model_len), on_ranks_(on_ranks) {}
 
   // Up to `count` drafts for each wanted seed; 0 only keeps the layer's cache up to date. `plan` is the step just run.
   void Run(const StepPlan& plan, int32_t count, std::vector<DraftSeed>& seeds);
@@ -41,6 +41,7 @@ class Drafter {
   std::function<StepResult(StepCommand)> run_;
   int32_t block_tokens_;
   int32_t max_model_len_;
+  bool on_ranks_;
 };
 
 }  // namespace latentmesh

@@ -51,7 +51,12 @@ StepCommand ModelCommand(const RankSetup& setup, AttentionMode attention, const 
 }
 
 const float* Row(const StepResult::Shard& shard, int64_t row, int64_t vocab) {
-  LM_CHECK(row < shard.rows);
+  if (!shard.host_rows.empty()) {
+    auto found = std::lower_bound(shard.host_rows.begin(), shard.host_rows.end(), row);
+    LM_CHECK(found != shard.host_rows.end() && *found == row);
+    row = found - shard.host_rows.begin();
+  }
+  LM_CHECK((row + 1) * vocab <= static_cast<int64_t>(shard.logits.size()));
   return shard.logits.data() + row * vocab;
 }
 
@@ -71,7 +76,7 @@ EngineImpl::EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<
                        std::unique_ptr<Scheduler> scheduler)
     : worker_(worker), control_(control), tokenizer_(std::move(tokenizer)), scheduler_(std::move(scheduler)),
       drafter_([this](StepCommand command) { return RunPlan(std::move(command)); }, scheduler_->options().block_size,
-               scheduler_->options().max_model_len),
+               scheduler_->options().max_model_len, worker.setup().options.sample_on_ranks),
       controller_(worker.setup().options.speculative_tokens, worker.setup().options.speculative_adapt),
       next_seed_(worker.setup().options.seed),
       balancer_(worker.setup()) {
@@ -186,10 +191,12 @@ StepResult EngineImpl::RunPlan(StepCommand command) {
 bool EngineImpl::Step() {
   std::vector<Delivery> deliveries = TakeCancelled();
   ScheduledStep step;
+  StepSampling sampling;
   {
     TraceSpan span("schedule");
     std::lock_guard lock(mutex_);
     step = scheduler_->Schedule();
+    sampling = PlanSampling(step);
     for (const ScheduledSequence& entry : step.sequences)
       if (auto found = live_.find(entry.request); found != live_.end() && found->second->output.times.first_scheduled == 0)
         found->second->output.times.first_scheduled = Since(*found->second);
@@ -200,10 +207,12 @@ bool EngineImpl::Step() {
   std::vector<DraftSeed> seeds;
   auto started = Clock::now();
   if (!step.empty()) {
-    StepResult result = RunPlan(ModelCommand(worker_.setup(), worker_.setup().options.attention, step.plan));
+    StepCommand command = ModelCommand(worker_.setup(), worker_.setup().options.attention, step.plan);
+    command.sampling = std::move(sampling.shards);
+    StepResult result = RunPlan(std::move(command));
     if (worker_.setup().options.migration)
       ObserveCosts(step.plan, result, std::chrono::duration<double>(Clock::now() - started).count());
-    if (runs_model) Collect(step, result, deliveries, seeds);
+    if (runs_model) Collect(step, sampling, result, deliveries, seeds);
     std::vector<std::string> warnings;
     {
       std::lock_guard lock(mutex_);
@@ -275,14 +284,56 @@ void EngineImpl::Finish(int64_t id, std::vector<Delivery>& deliveries) {
   deliveries.push_back({std::move(live.request.on_output), std::move(live.output)});
 }
 
-void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries,
-                         std::vector<DraftSeed>& seeds) {
+// Rows that are neither chosen on the ranks nor scored stay where they are.
+StepSampling EngineImpl::PlanSampling(const ScheduledStep& step) const {
+  StepSampling sampling;
+  sampling.first_spec.assign(step.sequences.size(), -1);
+  if (!worker_.setup().options.sample_on_ranks || step.sequences.empty()) return sampling;
+  sampling.shards.resize(step.plan.shards.size());
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const ScheduledSequence& entry = step.sequences[i];
+    auto found = live_.find(entry.request);
+    if (found == live_.end() || found->second->cancelled) continue;
+    ShardSampling& shard = sampling.shards[static_cast<size_t>(entry.shard)];
+    int64_t first = static_cast<int64_t>(shard.specs.size());
+    int32_t from_host = entry.prompt_rows;
+    if (entry.samples && AddSpecs(entry, *found->second, shard.specs)) sampling.first_spec[i] = first;
+    else from_host = entry.rows;
+    for (int32_t row = 0; row < from_host; ++row) shard.host_rows.push_back(entry.first_row + row);
+  }
+  for (ShardSampling& shard : sampling.shards) std::sort(shard.host_rows.begin(), shard.host_rows.end());
+  return sampling;
+}
+
+// What the ranks need to choose all of the entry's tokens; false, and nothing added, where they cannot.
+bool EngineImpl::AddSpecs(const ScheduledSequence& entry, const Live& live, std::vector<SampleSpec>& specs) const {
+  bool whole_rows = worker_.setup().shard.layout.tp == 1;
+  size_t before = specs.size(), most = static_cast<size_t>(worker_.setup().limits.max_tokens);
+  for (int32_t c = entry.first_choice; c < entry.first_choice + entry.choices; ++c) {
+    const ChoiceState& choice = live.choices[static_cast<size_t>(c)];
+    int64_t generated = static_cast<int64_t>(choice.output().size());
+    for (int32_t draft = 0; draft <= entry.drafts; ++draft) {
+      SampledRow row{&live.request.sampling, choice.seed(), generated + draft, choice.constrained(),
+                     entry.first_row + entry.rows - 1 - entry.drafts + draft};
+      if (!RanksCanChoose(row, whole_rows) || specs.size() == most) {
+        specs.resize(before);
+        return false;
+      }
+      specs.push_back(SampleSpecOf(row));
+    }
+  }
+  return true;
+}
+
+void EngineImpl::Collect(const ScheduledStep& step, const StepSampling& sampling, StepResult& result,
+                         std::vector<Delivery>& deliveries, std::vector<DraftSeed>& seeds) {
   TraceSpan span("sample");
   std::lock_guard lock(mutex_);
   SnapshotLoads();
   std::vector<ChoiceResult> results;
   std::vector<int64_t> touched;
-  for (const ScheduledSequence& entry : step.sequences) {
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const ScheduledSequence& entry = step.sequences[i];
     auto found = live_.find(entry.request);
     if (found == live_.end() || found->second->cancelled) continue;
     Live& live = *found->second;
@@ -294,7 +345,7 @@ void EngineImpl::Collect(const ScheduledStep& step, StepResult& result, std::vec
     size_t before = results.size();
     if (entry.samples) {
       std::span<const int32_t> tokens = sequence.tokens;
-      SampleChoices(entry, shard, live, tokens.last(static_cast<size_t>(entry.drafts)), results);
+      SampleChoices(entry, sampling.first_spec[i], shard, live, tokens.last(static_cast<size_t>(entry.drafts)), results);
       touched.push_back(entry.request);
     }
     if (worker_.setup().options.speculative_tokens > 0 && !live.undraftable)
@@ -342,16 +393,23 @@ void EngineImpl::ScorePrompt(const ScheduledSequence& entry, const StepResult::S
 }
 
 // Every row is sampled as in plain decoding; a draft holds when the token sampled in its place equals it.
-void EngineImpl::SampleChoices(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live,
+void EngineImpl::SampleChoices(const ScheduledSequence& entry, int64_t first_spec, const StepResult::Shard& shard, Live& live,
                                std::span<const int32_t> drafts, std::vector<ChoiceResult>& results) {
   int64_t first_row = entry.first_row + entry.rows - 1 - entry.drafts;
+  auto token_of = [&](ChoiceState& choice, int32_t index, size_t row) {
+    int64_t at = static_cast<int64_t>(row);
+    if (first_spec < 0) return SampleOne(Row(shard, first_row + at, config().vocab_size), choice, live);
+    int32_t id = shard.ids[static_cast<size_t>(first_spec + index * (entry.drafts + 1) + at)];
+    if (id < 0) NoFiniteLogit(choice, live);
+    return SampledToken{id, 0, 0, {}};
+  };
   for (int32_t c = entry.first_choice; c < entry.first_choice + entry.choices; ++c) {
     ChoiceState& choice = live.choices[static_cast<size_t>(c)];
     if (choice.finished()) continue;
     ChoiceDelta delta;
     ChoiceResult result{entry.request, c, {}, false};
     for (size_t row = 0; row <= drafts.size(); ++row) {
-      SampledToken token = SampleOne(Row(shard, first_row + static_cast<int64_t>(row), config().vocab_size), choice, live);
+      SampledToken token = token_of(choice, c - entry.first_choice, row);
       choice.Accept(token, delta);
       result.tokens.push_back(token.id);
       if (choice.finished() || row == drafts.size() || token.id != drafts[row]) break;
@@ -448,13 +506,16 @@ std::vector<int32_t> EngineImpl::NgramDraftsOf(Live& live, size_t choice, int32_
   return index.Drafts(count);
 }
 
+void EngineImpl::NoFiniteLogit(const ChoiceState& choice, const Live& live) const {
+  throw Error(StatusCode::kInvalidModel, "request " + live.request.id + ": the model gave no finite logit for token " +
+                                             std::to_string(choice.output().size()) +
+                                             "; the checkpoint is damaged, or its numbers overflow in --dtype " +
+                                             worker_.setup().options.dtype);
+}
+
 SampledToken EngineImpl::SampleOne(const float* row, ChoiceState& choice, const Live& live) {
   row_.assign(row, row + config().vocab_size);
-  if (std::none_of(row_.begin(), row_.end(), [](float x) { return std::isfinite(x); }))
-    throw Error(StatusCode::kInvalidModel, "request " + live.request.id + ": the model gave no finite logit for token " +
-                                               std::to_string(choice.output().size()) +
-                                               "; the checkpoint is damaged, or its numbers overflow in --dtype " +
-                                               worker_.setup().options.dtype);
+  if (std::none_of(row_.begin(), row_.end(), [](float x) { return std::isfinite(x); })) NoFiniteLogit(choice, live);
   SampleContext context;
   context.prompt = live.request.prompt_ids;
   context.output = choice.output();

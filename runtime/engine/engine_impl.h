@@ -23,6 +23,7 @@
 #include "runtime/engine/move_costs.h"
 #include "runtime/engine/ngram_index.h"
 #include "runtime/engine/speculation.h"
+#include "runtime/engine/step_sampling.h"
 #include "runtime/engine/worker.h"
 #include "runtime/schedule/scheduler.h"
 
@@ -79,11 +80,14 @@ class EngineImpl : public Engine {
   void ObserveCosts(const StepPlan& plan, const StepResult& result, double seconds);
   std::vector<Delivery> TakeCancelled();
   // Samples, commits, and notes in `seeds` what the draft layer can go on from.
-  void Collect(const ScheduledStep& step, StepResult& result, std::vector<Delivery>& deliveries,
+  void Collect(const ScheduledStep& step, const StepSampling& sampling, StepResult& result, std::vector<Delivery>& deliveries,
                std::vector<DraftSeed>& seeds);
+  StepSampling PlanSampling(const ScheduledStep& step) const;
+  bool AddSpecs(const ScheduledSequence& entry, const Live& live, std::vector<SampleSpec>& specs) const;
   std::vector<Delivery> TakeOutputs(std::vector<int64_t> touched);
   void ScorePrompt(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live);
-  void SampleChoices(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live,
+  // first_spec: of the entry in the shard's ids, -1: rank 0 samples
+  void SampleChoices(const ScheduledSequence& entry, int64_t first_spec, const StepResult::Shard& shard, Live& live,
                      std::span<const int32_t> drafts, std::vector<ChoiceResult>& results);
   DraftSeed SeedOf(const ScheduledSequence& entry, const SequenceStep& step, const Live& live,
                    std::span<const ChoiceResult> results) const;
@@ -91,6 +95,7 @@ class EngineImpl : public Engine {
   std::vector<int32_t> NgramDraftsOf(Live& live, size_t choice, int32_t count) const;
   void ProposeNgrams(std::span<const DraftSeed> seeds, int32_t count);
   SampledToken SampleOne(const float* row, ChoiceState& choice, const Live& live);
+  [[noreturn]] void NoFiniteLogit(const ChoiceState& choice, const Live& live) const;
   void Finish(int64_t id, std::vector<Delivery>& deliveries);
   void SnapshotLoads();
   std::vector<std::string> RunBalance(const BalanceCommand& command);

@@ -16,6 +16,7 @@ struct EngineOptions {
   std::string load_format = "auto";   // auto: a checkpoint; dummy: random weights in the formats config.json says
   std::string shape;                  // with dummy: mini, v2-lite or v3 instead of a folder (published_shapes.h)
   int num_layers = 0;                 // with dummy: only so many decoder layers; 0: all
+  int num_experts = 0;                // with dummy: only so many routed experts, as one rank of a larger layout holds; 0: all
   std::string device = "auto";        // auto, cpu, cuda
   ParallelConfig layout{0, 0, 0, 0};  // 0: choose
   std::string dtype = "auto";         // auto, f32, bf16
@@ -47,6 +48,8 @@ struct EngineOptions {
   std::string dispatch_dtype = "auto";   // of tokens on their way to experts: auto (as activations), f32, bf16, fp8 (CPU)
   int ranks_per_node = 0;             // neighbouring ranks taken for one node; 0: Runtime fills in those of a host
   int micro_batches = 0;              // 2: halves of a step hide each other's messages; 1: off; 0: 2 where that should pay
+  std::string cuda_graphs = "auto";   // decode steps on GPUs: auto (captured), off
+  bool sample_on_ranks = false;       // ranks choose tokens themselves where they can; always so on GPUs, on CPUs for tests
   std::string trace;                  // file for a timeline of all ranks (trace.h); empty: off
   std::function<void(const std::string&)> warn;   // called on rank 0, from the engine's thread, for what only costs time
   std::function<void(const LoadProgress&)> load_progress;   // called on rank 0

@@ -46,7 +46,7 @@ Result<std::string> ReadConfig(const EngineOptions& options) {
 
 Result<std::string> ModelIdentity(const EngineOptions& options, const std::vector<std::string>& files) {
   LM_ASSIGN_OR_RETURN(std::string text, ReadConfig(options));
-  text += fmt::format("\n{} {} layers\n", options.load_format, options.num_layers);
+  text += fmt::format("\n{} {} layers {} experts\n", options.load_format, options.num_layers, options.num_experts);
   for (const std::string& name : files) {
     LM_ASSIGN_OR_RETURN(std::string described, DescribeFile(options.model, name));
     text += described;

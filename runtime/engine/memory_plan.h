@@ -11,7 +11,7 @@ struct MemoryPlan {
   uint64_t cache = 0;
   uint64_t activations = 0;
   uint64_t communication = 0;
-  uint64_t workspace = 0;              // of the kernels; captured graphs will count here, steps are not captured yet
+  uint64_t workspace = 0;              // of the kernels, and captured steps
   uint64_t available = 0;              // what the device had free
   int64_t cache_blocks = 0;            // of block_size tokens
   uint64_t offload = 0;                // host memory for evicted blocks; on a CPU taken from what is free before all else

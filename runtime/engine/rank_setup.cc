@@ -8,12 +8,14 @@
 #include "kernels/ops_memory.h"
 #include "runtime/engine/balancer.h"
 #include "runtime/engine/balancer_rank.h"
+#include "runtime/engine/result_collector.h"
 #include "runtime/model/batch_halves.h"
 #include "runtime/model/decoder.h"
 
 namespace latentmesh {
 namespace {
 
+constexpr uint64_t kGraphBytes = uint64_t{256} << 20;   // for captured steps, see DecodeSteps
 constexpr double kUsableShare = 0.92;   // of free memory; the rest is for the libraries, the host side and fragmentation
 
 std::string Gib(uint64_t bytes) { return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1ull << 30)); }
@@ -106,7 +108,7 @@ uint64_t ActivationBytes(const RankSetup& setup, const ModelWeights& weights) {
   arena.Reserve(DType::kF32, {setup.limits.max_model_len, setup.config.rope_dim()});
   StepBatchBuilder builder(setup.config, setup.shard, setup.limits, arena);
   Decoder decoder(ctx, weights, nullptr, setup.placement, arena);
-  ReserveLogitsInbox(setup, arena);
+  ReserveResultBuffers(setup, arena);
   return arena.used();
 }
 
@@ -117,10 +119,9 @@ int64_t RankSetup::blocks_per_sequence() const {
   return (limits.max_model_len + span - 1) / span;
 }
 
-TensorView ReserveLogitsInbox(const RankSetup& s, Arena& arena) {
-  bool rank0 = s.shard.pp_rank == 0 && s.shard.dp_rank == 0 && s.shard.tp_rank == 0;
-  if (!rank0) return {};
-  return arena.Reserve(DType::kF32, {s.limits.max_logits_rows, SplitRange(s.config.vocab_size, s.shard.layout.tp, 0).count});
+// Faults and checks of collectives act on the host, which a replayed step does not ask.
+bool RankSetup::captures() const {
+  return options.device == "cuda" && options.cuda_graphs != "off" && !options.check_collectives && options.inject_fault.empty();
 }
 
 // Nodes as the ep group of a stage sees them. 0: by messages, which every transport can do and --check-collectives can see.
@@ -175,6 +176,8 @@ MoeWorkspaceOptions RankSetup::moe_options() const {
                 : options.dispatch_dtype == "fp8" && shard.layout.dp > 1 ? DType::kF8E4M3
                                                                         : activation;
   moe.ranks_per_node = dispatch_node();
+  moe.fixed_capacity = options.device == "cuda";
+  if (moe.fixed_capacity) moe.counted_layers = static_cast<int32_t>(shard.layers.count) + 1;   // and the draft layer
   return moe;
 }
 
@@ -205,12 +208,15 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
   EngineOptions r = options;
   bool gpu = device == DeviceKind::kCuda;
   r.device = gpu ? "cuda" : "cpu";
+  r.sample_on_ranks = gpu || options.sample_on_ranks;
   LM_ASSIGN_OR_RETURN(r.layout, ChooseLayout(config, options.layout, world_size));
   LM_RETURN_IF_ERROR(ValidateLayout(config, r.layout));
   LM_ASSIGN_OR_RETURN(r.dtype, ResolveDType("--dtype", options.dtype, gpu ? "bf16" : "f32"));
   LM_ASSIGN_OR_RETURN(r.weights, ResolveWeights(options, gpu));
   LM_ASSIGN_OR_RETURN(r.kv_dtype, ResolveKvDType(options, config, r.dtype));
   LM_RETURN_IF_ERROR(CheckDispatchDType(options.dispatch_dtype, gpu));
+  if (options.cuda_graphs != "auto" && options.cuda_graphs != "off")
+    return InvalidArgument(fmt::format("--cuda-graphs {}: must be auto or off", options.cuda_graphs));
   LM_RETURN_IF_ERROR(CheckPositive("--max-batch-tokens", options.max_batch_tokens));
   LM_RETURN_IF_ERROR(CheckPositive("--max-seqs", options.max_seqs));
   LM_RETURN_IF_ERROR(CheckPositive("--max-model-len", options.max_model_len));
@@ -258,7 +264,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   s.plan.activations = ActivationBytes(s, weights);
   s.plan.communication = s.moe_bytes();
   if (resolved.expert_balance) s.plan.communication += RankBalancer::StagingBytes(weights, s.weight_options.expert_slots);
-  s.plan.workspace = OpsBytes(device);
+  s.plan.workspace = OpsBytes(device) + (s.captures() ? kGraphBytes : 0);
   if (device == DeviceKind::kCpu) available -= std::min(available, resolved.kv_offload);
   s.plan.available = available;
 

@@ -31,6 +31,7 @@ struct RankSetup {
 
   int64_t blocks_per_sequence() const;   // cache blocks one sequence of max_model_len takes
   bool drafts_with_layer() const { return options.speculative_tokens > 0 && options.speculative == "mtp"; }
+  bool captures() const;                 // decode steps become graphs
   int dispatch_node() const;             // MoeWorkspaceOptions::ranks_per_node
   MoeWorkspaceOptions moe_options() const;
   // 2: steps may run as two halves whose tokens travel to experts and back while the other half computes; the rank then has
@@ -50,9 +51,6 @@ Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelCo
 // 2 when the step is to run as halves: where setup.micro_batches() is 2 and some dp rank has enough tokens, with
 // --micro-batches 2 two, otherwise kLeastTokensToHalve. All ranks follow what rank 0 decides, also those without tokens.
 int MicroBatchesOf(const RankSetup& setup, const StepPlan& plan);
-
-// Where rank 0 receives other ranks' logits: [max_logits_rows, widest part of the vocabulary]; empty on other ranks.
-TensorView ReserveLogitsInbox(const RankSetup& setup, Arena& arena);
 
 // Counts a rank's bytes with the code that lays them out. `available` is what its device has free.
 Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resolved, const ProcessMesh& mesh,

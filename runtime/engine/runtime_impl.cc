@@ -29,7 +29,15 @@ struct Peers {
   std::unique_ptr<ControlChannel> own_control;
 };
 
-// config.json of the folder or of a shape known by name, cut to the layers asked for.
+// field = value, unless value is 0.
+Status Cut(const char* flag, int value, int64_t& field) {
+  if (value < 0 || value > field)
+    return InvalidArgument(std::string(flag) + " " + std::to_string(value) + ": the model has " + std::to_string(field));
+  if (value > 0) field = value;
+  return Status::Ok();
+}
+
+// config.json of the folder or of a shape known by name, cut to the layers and experts asked for.
 Result<ModelConfig> ReadModelConfig(const EngineOptions& wanted) {
   ModelConfig config;
   if (wanted.shape.empty()) {
@@ -38,13 +46,12 @@ Result<ModelConfig> ReadModelConfig(const EngineOptions& wanted) {
     LM_ASSIGN_OR_RETURN(std::string json, PublishedShape(wanted.shape));
     LM_ASSIGN_OR_RETURN(config, ParseModelConfig(json, "shape " + wanted.shape));
   }
-  if (wanted.num_layers == 0) return config;
+  if (wanted.num_layers == 0 && wanted.num_experts == 0) return config;
   if (wanted.load_format != "dummy")
-    return InvalidArgument("--num-layers: cuts models of random weights only; add --load-format dummy");
-  if (wanted.num_layers < 0 || wanted.num_layers > config.num_hidden_layers)
-    return InvalidArgument("--num-layers " + std::to_string(wanted.num_layers) + ": the model has " +
-                           std::to_string(config.num_hidden_layers));
-  config.num_hidden_layers = wanted.num_layers;
+    return InvalidArgument("--num-layers and --num-experts cut models of random weights only; add --load-format dummy");
+  LM_RETURN_IF_ERROR(Cut("--num-layers", wanted.num_layers, config.num_hidden_layers));
+  LM_RETURN_IF_ERROR(Cut("--num-experts", wanted.num_experts, config.n_routed_experts));
+  if (wanted.num_experts > 0) LM_RETURN_IF_ERROR(ValidateMoeConfig(MoeConfigOf(config)));
   return config;
 }
 

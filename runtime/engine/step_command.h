@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kernels/status.h"
+#include "kernels/token_sampler.h"
 #include "runtime/model/step_batch.h"
 #include "runtime/schedule/step_plan.h"
 
@@ -13,6 +14,12 @@ namespace latentmesh {
 // of its positions, and each sequence names where its hidden states come from.
 enum class DraftRound : uint8_t { kNone, kFirst, kLater };
 
+// What becomes of one shard's logits rows where ranks choose tokens themselves.
+struct ShardSampling {
+  std::vector<SampleSpec> specs;     // tokens to choose; SampleSpec::row is a logits row of the shard
+  std::vector<int32_t> host_rows;    // logits rows that rank 0 wants to see, rising
+};
+
 struct StepCommand {
   AttentionMode attention = AttentionMode::kAuto;
   bool capture_hidden = false;   // ranks send the hidden states of the step's tokens to rank 0
@@ -20,6 +27,7 @@ struct StepCommand {
   uint8_t micro_batches = 1;     // 2: the step runs as two halves (MicroBatchesOf)
   // [dp][sequences] kFirst: index of the sequence in the step before; kLater: its row in the last round's results.
   std::vector<std::vector<int32_t>> sources;
+  std::vector<ShardSampling> sampling;   // [dp]; empty: rank 0 gets all logits
   StepPlan plan;
 };
 

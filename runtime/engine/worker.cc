@@ -58,8 +58,13 @@ Status Worker::Allocate(const StoredDType& stored) {
   builder_ = std::make_unique<StepBatchBuilder>(setup_.config, setup_.shard, setup_.limits, step_arena_);
   decoder_ = std::make_unique<Decoder>(ctx_, weights_, moe_.get(), setup_.placement, step_arena_,
                                        second_moe_.get());
-  logits_in_ = ReserveLogitsInbox(setup_, step_arena_);
+  ResultBuffers buffers = ReserveResultBuffers(setup_, step_arena_);
+  collector_ = std::make_unique<ResultCollector>(
+      ResultCollector::Parts{&setup_, decoder_.get(), &comms_, ops_.get(), stream_.get(), control_.rank()}, buffers);
   cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
+  if (setup_.options.sample_on_ranks)
+    decode_steps_ = std::make_unique<DecodeSteps>(DecodeSteps::Parts{&setup_, decoder_.get(), collector_.get(), builder_.get(),
+                                                                     moe_.get(), cache_.get(), &comms_, &device_, stream_.get()});
   exchange_ = std::make_unique<BlockExchange>(*cache_, *comms_.dp, *stream_);
   int counted = setup_.options.balance_interval > 0 ? std::max(1, setup_.options.ranks_per_node) : 0;
   if (moe_ != nullptr)
@@ -114,6 +119,26 @@ StepResult Worker::Execute(const StepCommand& command) {
     if (command.plan.kv_report) result.kv_reports = GatherKvReports(kReportWait);
     return result;
   }
+  if (decode_steps_ != nullptr && decode_steps_->Takes(command)) {
+    main_rows_ = decode_steps_->Run(command);
+    collector_->Fetch(command, result);
+  } else {
+    RunModel(command, result);
+  }
+  if (command.draft == DraftRound::kNone) {
+    ++steps_;
+    tokens_ += mine.tokens();
+  }
+  if (command.plan.kv_report) result.kv_reports = GatherKvReports({});
+  if (audit_ != nullptr) {
+    Status same = audit_->Compare(control_);
+    if (!same.ok()) throw Error(same.code(), "step " + std::to_string(command.plan.step) + ", --check-collectives: " + same.message());
+  }
+  return result;
+}
+
+void Worker::RunModel(const StepCommand& command, StepResult& result) {
+  const ShardStep& mine = command.plan.shards[static_cast<size_t>(setup_.shard.dp_rank)];
   bool halves = command.micro_batches == 2 && command.draft == DraftRound::kNone;
   Progress progress([this] { PollMessages(); });
   ProgressScope polling(&progress);
@@ -125,22 +150,13 @@ StepResult Worker::Execute(const StepCommand& command) {
     decoder_->Forward(batch, *cache_, command.capture_hidden ? &observer : nullptr,
                       [&](int64_t layer) { exchange_->StartLayer(transfers, layer); });
     main_rows_ = batch.first_row;
-    ++steps_;
     halved_steps_ += halves;
-    tokens_ += mine.tokens();
   } else if (setup_.shard.last_stage()) {
     RunDraft(command, batch);
   }
-  if (control_.rank() == 0) result.shards.resize(command.plan.shards.size());
-  CollectLogits(command, batch, result);
+  collector_->Run(command, batch, result);
   exchange_->FinishLayers();
   if (command.capture_hidden) SendHidden(command, captured, result);
-  if (command.plan.kv_report) result.kv_reports = GatherKvReports({});
-  if (audit_ != nullptr) {
-    Status same = audit_->Compare(control_);
-    if (!same.ok()) throw Error(same.code(), "step " + std::to_string(command.plan.step) + ", --check-collectives: " + same.message());
-  }
-  return result;
 }
 
 // Started calls of any group.
@@ -188,51 +204,6 @@ void Worker::RunDraft(const StepCommand& command, const StepBatch& batch) {
   decoder_->Draft(batch, sources, first, *cache_);
 }
 
-// Rank 0 takes the parts of every dp shard's last stage, one tp rank after the other.
-void Worker::CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result) {
-  TraceSpan span("logits");
-  bool root = control_.rank() == 0;
-  for (int dp = 0; dp < setup_.shard.layout.dp; ++dp) {
-    int64_t rows = command.plan.shards[static_cast<size_t>(dp)].logits_rows();
-    StepResult::Shard* shard = root ? &result.shards[static_cast<size_t>(dp)] : nullptr;
-    if (root) {
-      shard->rows = rows;
-      shard->logits.resize(static_cast<size_t>(rows * setup_.config.vocab_size));
-    }
-    for (int64_t begin = 0; begin < rows; begin += setup_.limits.max_logits_rows)
-      CollectChunk(batch, dp, begin, std::min(setup_.limits.max_logits_rows, rows - begin), shard);
-  }
-}
-
-void Worker::CollectChunk(const StepBatch& batch, int dp, int64_t begin, int64_t count, StepResult::Shard* shard) {
-  const ParallelConfig& layout = setup_.shard.layout;
-  bool mine = setup_.shard.last_stage() && setup_.shard.dp_rank == dp;
-  TensorView logits;
-  if (mine) logits = decoder_->Logits(batch, begin, count);
-  if (shard == nullptr) {
-    if (mine && !logits.empty()) comms_.world->Send(logits.data, logits.bytes(), 0, *stream_);
-    return;
-  }
-  int64_t vocab = setup_.config.vocab_size;
-  for (int tp = 0; tp < layout.tp; ++tp) {
-    Range part = SplitRange(vocab, layout.tp, tp);
-    if (part.count == 0) continue;
-    int source = ((layout.pp - 1) * layout.dp + dp) * layout.tp + tp;
-    TensorView from(logits_in_.data, DType::kF32, {count, part.count});
-    if (source == 0) from = logits;
-    else comms_.world->Recv(from.data, from.bytes(), source, *stream_);
-    if (part.count == vocab) {             // whole rows: straight to their place
-      device_.CopyToHost(&shard->logits[static_cast<size_t>(begin * vocab)], from.data, from.bytes(), *stream_);
-      stream_->Synchronize();
-      continue;
-    }
-    std::vector<float> values = ToHost(from);
-    for (int64_t row = 0; row < count; ++row)
-      std::memcpy(&shard->logits[static_cast<size_t>((begin + row) * vocab + part.begin)],
-                  &values[static_cast<size_t>(row * part.count)], static_cast<size_t>(part.count) * sizeof(float));
-  }
-}
-
 // The first tp rank of every stage sends what it saw, over the control channel: this is not a fast path.
 void Worker::SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result) {
   const ParallelConfig& layout = setup_.shard.layout;
@@ -255,12 +226,15 @@ void Worker::SendHidden(const StepCommand& command, const std::vector<float>& ca
 
 std::vector<std::string> Worker::Balance(const BalanceCommand& command) {
   LM_CHECK(balancer_ != nullptr);
+  if (command.kind == BalanceKind::kGatherLoads) moe_->ReadLoads(*stream_);
+  else if (decode_steps_ != nullptr) decode_steps_->Forget();
   return balancer_->Execute(command);
 }
 
 std::vector<int64_t> Worker::ExpertLoads() const {
   std::vector<int64_t> loads;
-  if (decoder_ == nullptr) return loads;
+  if (decoder_ == nullptr || moe_ == nullptr) return loads;
+  moe_->ReadLoads(*stream_);
   for (const MoeLayer& layer : decoder_->moe_layers()) loads.insert(loads.end(), layer.loads().begin(), layer.loads().end());
   return loads;
 }

@@ -9,29 +9,17 @@
 #include "parallel/control_channel.h"
 #include "runtime/engine/balancer_rank.h"
 #include "runtime/engine/block_exchange.h"
+#include "runtime/engine/decode_steps.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/fault_injection.h"
 #include "runtime/engine/kv_mover.h"
 #include "runtime/engine/rank_setup.h"
+#include "runtime/engine/result_collector.h"
 #include "runtime/engine/step_command.h"
 #include "runtime/engine/weight_source.h"
 #include "runtime/model/decoder.h"
 
 namespace latentmesh {
-
-// What a step gave, on rank 0 (elsewhere empty).
-struct StepResult {
-  struct Shard {
-    std::vector<float> logits;         // [rows, vocab], rows in the plan's order
-    std::vector<float> hidden;         // [layers + 1, tokens, hidden] when captured
-    int64_t rows = 0;
-    int64_t tokens = 0;
-  };
-  std::vector<Shard> shards;           // [dp]
-  std::vector<KvReport> kv_reports;    // [ranks] when the plan asked for them
-  uint64_t moved_bytes = 0;            // of rank 0 in the transfers before the step, both ways; 0: it took no part
-  double move_seconds = 0;
-};
 
 class Worker {
  public:
@@ -65,12 +53,11 @@ class Worker {
   Status Allocate(const StoredDType& stored);
   Status LoadModelWeights(const WeightSource& source);
   std::vector<KvReport> GatherKvReports(std::chrono::milliseconds wait);
+  void RunModel(const StepCommand& command, StepResult& result);
   void RunDraft(const StepCommand& command, const StepBatch& batch);
   void PollMessages();
   HiddenObserver Capture(std::vector<float>& captured);
   void SendHidden(const StepCommand& command, const std::vector<float>& captured, StepResult& result);
-  void CollectLogits(const StepCommand& command, const StepBatch& batch, StepResult& result);
-  void CollectChunk(const StepBatch& batch, int dp, int64_t begin, int64_t count, StepResult::Shard* shard);
   std::vector<float> ToHost(const TensorView& view);
 
   RankSetup setup_;
@@ -91,7 +78,8 @@ class Worker {
   std::unique_ptr<KvMover> mover_;           // with lower cache tiers
   std::unique_ptr<BlockExchange> exchange_;
   std::unique_ptr<RankBalancer> balancer_;   // with routed experts
-  TensorView logits_in_;                  // [max_logits_rows, widest vocabulary part] of other ranks, on rank 0
+  std::unique_ptr<ResultCollector> collector_;
+  std::unique_ptr<DecodeSteps> decode_steps_;   // where ranks choose tokens
   std::vector<int64_t> main_rows_;        // first row of each sequence of the last step that ran the model
   LoadProgress load_progress_;
   int64_t steps_ = 0, tokens_ = 0, halved_steps_ = 0;   // run so far, drafts not counted

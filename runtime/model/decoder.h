@@ -45,6 +45,9 @@ class Decoder {
   // Collective over the stage. Logits() then gives the drafts' logits, until the next Forward.
   void Draft(const StepBatch& batch, const std::vector<DraftSource>& sources, bool first_round, const LatentKvCache& cache);
 
+  // A captured Forward over so many tokens was queued again: what Draft and Logits take is that step's.
+  void NoteReplay(int64_t tokens) { tokens_ = tokens, drafted_ = false; }
+
   const std::vector<MoeLayer>& moe_layers() const { return moe_layers_; }
   std::vector<MoeLayer*> AllMoeLayers();    // the same, then that of the draft layer if it is here
 

@@ -33,7 +33,7 @@ bool ExpandIsCheaper(const ModelConfig& c, int64_t queries, int64_t context) {
 
 struct StepBatchBuilder::Host {
   std::vector<int64_t> slots;
-  std::vector<int32_t> ids, positions, query_start{0}, kv_len, tables, logits, copies;
+  std::vector<int32_t> ids, positions, query_start{0}, kv_len, tables, logits, copies, live;
   std::vector<int64_t> expanded_table;   // offset into tables
   std::vector<SequenceRows> rows;        // in the order of the batch, as the tables
   int64_t stride = 0;
@@ -43,7 +43,7 @@ StepBatchBuilder::StepBatchBuilder(const ModelConfig& config, const ModelShard& 
     : config_(config), shard_(shard.context(limits.block_size)), limits_(limits) {
   int64_t tokens = limits.max_tokens, seqs = limits.max_seqs;
   int64_t halves = 2 * (seqs + 2);
-  capacity_ints_ = 2 * tokens + 3 * tokens + 2 * (seqs + 1) + halves + seqs * TableStride(limits, shard_) + 2 * seqs + 64;
+  capacity_ints_ = 2 * tokens + 3 * tokens + 2 * (seqs + 1) + halves + seqs * TableStride(limits, shard_) + 2 * seqs + 65;
   memory_ = arena.ReserveArray<int32_t>(capacity_ints_);
 }
 
@@ -68,9 +68,11 @@ void StepBatchBuilder::AppendSequence(const SequenceStep& sequence, Host& host, 
   batch.tokens += static_cast<int64_t>(sequence.tokens.size());
 }
 
-StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Device& device, Stream& stream, bool halves) {
-  StepBatch batch;
-  Host host;
+bool StepBatchBuilder::Absorbs(const ShardStep& step, AttentionMode mode) const {
+  return std::none_of(step.sequences.begin(), step.sequences.end(), [&](const SequenceStep& s) { return Expand(s, mode); });
+}
+
+void StepBatchBuilder::AppendAll(const ShardStep& step, AttentionMode mode, Host& host, StepBatch& batch) const {
   size_t count = step.sequences.size();
   for (const SequenceStep& s : step.sequences) host.stride = std::max<int64_t>(host.stride, s.blocks.size());
   std::vector<size_t> order(count);
@@ -99,12 +101,61 @@ StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Dev
     for (size_t t = step.sequences[i].logits_from; t < step.sequences[i].tokens.size(); ++t)
       host.logits.push_back(static_cast<int32_t>(batch.first_row[i] + static_cast<int64_t>(t)));
   for (const BlockCopy& copy : step.copies) host.copies.insert(host.copies.end(), {copy.from, copy.to});
+}
 
+StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Device& device, Stream& stream, bool halves) {
+  StepBatch batch;
+  Host host;
+  AppendAll(step, mode, host, batch);
+  LayOut(host, halves, batch);
+  device.CopyToDevice(memory_, staging_.data(), staging_.size() * sizeof(int32_t), stream);
+  for (size_t i = 0; i < batch.expanded.size(); ++i)
+    batch.expanded[i].block_table = batch.absorbed.block_table + host.expanded_table[i];
+  return batch;
+}
+
+StepBatch StepBatchBuilder::BuildPadded(const ShardStep& step, const StepPadding& padding, Device& device, Stream& stream) {
+  StepBatch batch;
+  Host host;
+  int64_t span = int64_t{shard_.block_size} * shard_.size;
+  host.stride = (padding.kv_len + span - 1) / span;
+  int64_t stride = host.stride;
+  AppendAll(step, AttentionMode::kAbsorbed, host, batch);
+  LM_CHECK(host.stride == stride && batch.absorbed.max_kv_len <= padding.kv_len && host.copies.empty());
+  LM_CHECK(batch.tokens == static_cast<int64_t>(step.sequences.size()) * padding.queries);
+  LM_CHECK(static_cast<int64_t>(host.logits.size()) == batch.tokens);
+  host.live.push_back(static_cast<int32_t>(batch.tokens));
+  Pad(padding, host, batch);
+  LayOut(host, false, batch);
+  device.CopyToDevice(memory_, staging_.data(), staging_.size() * sizeof(int32_t), stream);
+  batch.live_tokens = memory_ + staging_.size() - 1;
+  return batch;
+}
+
+void StepBatchBuilder::Pad(const StepPadding& padding, Host& host, StepBatch& batch) const {
+  size_t sequences = static_cast<size_t>(padding.sequences), tokens = sequences * static_cast<size_t>(padding.queries);
+  LM_CHECK(batch.tokens <= static_cast<int64_t>(tokens));
+  for (size_t row = static_cast<size_t>(batch.tokens); row < tokens; ++row) host.logits.push_back(static_cast<int32_t>(row));
+  while (host.query_start.size() <= sequences)
+    host.query_start.push_back(host.query_start.back() + static_cast<int32_t>(padding.queries));
+  host.ids.resize(tokens, 0);
+  host.positions.resize(tokens, 0);
+  host.slots.resize(tokens, -1);
+  host.kv_len.resize(sequences, 0);
+  host.tables.resize(sequences * static_cast<size_t>(host.stride), 0);
+  batch.tokens = batch.absorbed_tokens = static_cast<int64_t>(tokens);
+  batch.absorbed.max_queries = static_cast<int32_t>(padding.queries);
+  batch.absorbed.max_kv_len = static_cast<int32_t>(padding.kv_len);
+}
+
+// All arrays one after the other, so that one copy brings them to the device.
+void StepBatchBuilder::LayOut(const Host& host, bool halves, StepBatch& batch) {
   staging_.clear();
   int64_t slots = Append(staging_, host.slots), ids = Append(staging_, host.ids), positions = Append(staging_, host.positions);
   int64_t starts = Append(staging_, host.query_start), lens = Append(staging_, host.kv_len);
   int64_t tables = Append(staging_, host.tables), logits = Append(staging_, host.logits);
   int64_t copies = Append(staging_, host.copies);
+  Append(staging_, host.live);
   batch.slots = reinterpret_cast<const int64_t*>(memory_ + slots);
   batch.ids = memory_ + ids;
   batch.positions = memory_ + positions;
@@ -114,16 +165,12 @@ StepBatch StepBatchBuilder::Build(const ShardStep& step, AttentionMode mode, Dev
   batch.absorbed.block_table = memory_ + tables;
   batch.absorbed.table_stride = host.stride;
   batch.absorbed.shard = shard_;
-  for (size_t i = 0; i < batch.expanded.size(); ++i)
-    batch.expanded[i].block_table = memory_ + tables + host.expanded_table[i];
   batch.logits_index = memory_ + logits;
   batch.logits_rows = static_cast<int64_t>(host.logits.size());
   batch.copies = memory_ + copies;
-  batch.copy_count = static_cast<int64_t>(step.copies.size());
+  batch.copy_count = static_cast<int64_t>(host.copies.size()) / 2;
   if (halves) AddHalves(host, tables, batch);
   LM_CHECK(static_cast<int64_t>(staging_.size()) <= capacity_ints_);
-  device.CopyToDevice(memory_, staging_.data(), staging_.size() * sizeof(int32_t), stream);
-  return batch;
 }
 
 // Positions, slots and tables are parts of the whole batch's; only what counts rows and keys differs.

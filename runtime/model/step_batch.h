@@ -60,6 +60,17 @@ struct StepBatch {
   // second's queries look back at; neither has ids or logits rows.
   int64_t row = 0;                     // of a half: its first row in the whole
   std::vector<StepBatch> halves;
+  const int32_t* live_tokens = nullptr;   // when padded, on the device: rows from *live_tokens on are padding
+};
+
+// Sizes that a step of absorbed sequences is filled up to, so that steps of different sizes run the same kernels on the same
+// addresses. Padding sequences have `queries` tokens each, see no keys and are not kept in the cache; their logits are wanted
+// like all others.
+struct StepPadding {
+  int64_t sequences = 0;
+  int64_t queries = 1;                 // tokens of every sequence, real ones too
+  int64_t kv_len = 0;                  // longest context that launches are sized for
+  bool operator==(const StepPadding&) const = default;
 };
 
 // Most tokens that one half of a batch can have.
@@ -72,9 +83,18 @@ class StepBatchBuilder {
   // The batch refers to the builder's memory until the next Build. The shard step must respect the limits (LM_CHECK).
   StepBatch Build(const ShardStep& step, AttentionMode mode, Device& device, Stream& stream, bool halves = false);
 
+  // Whether all sequences of the step take the absorbed form.
+  bool Absorbs(const ShardStep& step, AttentionMode mode) const;
+  // The same for a step without copies whose sequences are all absorbed, have padding.queries tokens each and want logits for
+  // them all. Each array stands at the same address whenever the padding is the same.
+  StepBatch BuildPadded(const ShardStep& step, const StepPadding& padding, Device& device, Stream& stream);
+
  private:
   struct Host;
   void AppendSequence(const SequenceStep& sequence, Host& host, StepBatch& batch) const;
+  void AppendAll(const ShardStep& step, AttentionMode mode, Host& host, StepBatch& batch) const;
+  void Pad(const StepPadding& padding, Host& host, StepBatch& batch) const;
+  void LayOut(const Host& host, bool halves, StepBatch& batch);
   bool Expand(const SequenceStep& sequence, AttentionMode mode) const;
   void AddHalves(const Host& host, int64_t tables, StepBatch& batch);
 

@@ -1,0 +1,117 @@
+#include "runtime/engine/decode_steps.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "parallel/trace.h"
+
+namespace latentmesh {
+namespace {
+
+constexpr int64_t kMostSequences = 512;   // of a step that is padded
+constexpr size_t kMostSizes = 64;         // captured at a time
+
+int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+}  // namespace
+
+int64_t PaddedSequences(int64_t n) {
+  if (n <= 2) return n;
+  if (n <= 8) return RoundUp(n, n <= 4 ? 4 : 8);
+  return RoundUp(n, n <= 64 ? 8 : n <= 256 ? 16 : 32);
+}
+
+int64_t PaddedContext(int64_t context) {
+  int64_t power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(context, 1))));
+  return RoundUp(context, std::max<int64_t>(256, power / 8));
+}
+
+const ShardStep& DecodeSteps::Mine(const StepCommand& command) const {
+  return command.plan.shards[static_cast<size_t>(p_.setup->shard.dp_rank)];
+}
+
+bool DecodeSteps::Takes(const StepCommand& command) const {
+  const StepLimits& limits = p_.setup->limits;
+  const ShardStep& step = Mine(command);
+  bool plain = command.draft == DraftRound::kNone && !command.capture_hidden && command.plan.transfers.empty() &&
+               step.copies.empty() && !command.sampling.empty() && !step.sequences.empty() && command.micro_batches == 1;
+  if (!plain || !p_.builder->Absorbs(step, command.attention)) return false;
+  size_t queries = step.sequences[0].tokens.size();
+  for (const SequenceStep& s : step.sequences)
+    if (s.tokens.size() != queries || s.logits_from != 0) return false;
+  StepPadding padding = PaddingOf(step);
+  int64_t tokens = padding.sequences * padding.queries;
+  int64_t specs = static_cast<int64_t>(command.sampling[static_cast<size_t>(p_.setup->shard.dp_rank)].specs.size());
+  return padding.sequences <= std::min(kMostSequences, limits.max_seqs) && tokens <= limits.max_tokens &&
+         tokens <= limits.max_logits_rows && specs <= tokens;
+}
+
+StepPadding DecodeSteps::PaddingOf(const ShardStep& step) const {
+  const StepLimits& limits = p_.setup->limits;
+  int64_t context = 0, span = int64_t{limits.block_size} * p_.setup->shard.layout.cp;
+  for (const SequenceStep& s : step.sequences)
+    context = std::max({context, int64_t{s.context()}, static_cast<int64_t>(s.blocks.size()) * span});
+  StepPadding padding;
+  int64_t sequences = static_cast<int64_t>(step.sequences.size());
+  padding.sequences = std::max(sequences, std::min(PaddedSequences(sequences), limits.max_seqs));
+  padding.queries = static_cast<int64_t>(step.sequences[0].tokens.size());
+  // Never more blocks than the longest sequence has.
+  padding.kv_len = std::max(context, std::min(PaddedContext(context), RoundUp(limits.max_model_len, span)));
+  return padding;
+}
+
+DecodeSteps::Size& DecodeSteps::Find(const StepPadding& padding, bool* is_new) {
+  auto found = std::find_if(sizes_.begin(), sizes_.end(), [&](const Size& s) { return s.padding == padding; });
+  *is_new = found == sizes_.end();
+  if (*is_new) {
+    sizes_.push_front({padding, p_.setup->captures(), nullptr});
+    if (sizes_.size() > kMostSizes) sizes_.pop_back();
+  } else {
+    sizes_.splice(sizes_.begin(), sizes_, found);
+  }
+  return sizes_.front();
+}
+
+std::vector<int64_t> DecodeSteps::Run(const StepCommand& command) {
+  const ShardStep& step = Mine(command);
+  bool is_new = false;
+  Size& size = Find(PaddingOf(step), &is_new);
+  StepBatch batch = p_.builder->BuildPadded(step, size.padding, *p_.device, *p_.stream);
+  if (p_.setup->shard.last_stage()) p_.collector->Upload(command, batch.tokens);
+  int64_t waits = p_.moe == nullptr ? 0 : p_.moe->host_waits();
+  if (!is_new && size.captures && size.work == nullptr) Capture(size, batch);
+  if (size.work != nullptr) Replay(size, batch.tokens);
+  else Queue(batch);
+  if (p_.moe != nullptr && p_.moe->host_waits() != waits) size.captures = false;
+  return batch.first_row;
+}
+
+TensorView DecodeSteps::Queue(const StepBatch& batch) {
+  if (p_.moe != nullptr) p_.moe->SetLiveTokens(batch.live_tokens);
+  p_.decoder->Forward(batch, *p_.cache);
+  if (p_.moe != nullptr) p_.moe->SetLiveTokens(nullptr);
+  return p_.collector->Choose(batch, batch.tokens);
+}
+
+// What cannot be captured is no reason to stop: the step is then queued as others are.
+void DecodeSteps::Capture(Size& size, const StepBatch& batch) {
+  TraceSpan span("capture");
+  try {
+    size.work = CaptureWork(*p_.stream, [&] { size.logits = Queue(batch); });
+  } catch (const Error& error) {
+    size.captures = false;
+    if (p_.setup->options.warn) p_.setup->options.warn(std::string("a decode step could not be captured: ") + error.what());
+  }
+}
+
+void DecodeSteps::Replay(const Size& size, int64_t tokens) {
+  TraceSpan span("captured step");
+  size.work->Launch(*p_.stream);
+  p_.decoder->NoteReplay(tokens);
+  p_.collector->NoteReplay(size.logits);
+  for (const auto* comm : {&p_.comms->world, &p_.comms->tp, &p_.comms->cp, &p_.comms->pp})
+    if (*comm != nullptr && (*comm)->size() > 1) (*comm)->WatchQueued(*p_.stream);
+  ++replays_;
+}
+
+}  // namespace latentmesh

@@ -1,0 +1,71 @@
+// DecodeSteps: steps in which every sequence brings the same few tokens, as decoding does. They are padded to one of a few
+// sizes, and each size is captured into a graph when it comes for the second time, head and choice of tokens included, so that
+// the host queues such a step with one call and waits for nothing but token ids.
+//
+// A size is (sequences, tokens each, context): launches depend on the longest context, in steps of a quarter of its power of
+// two. The first step of a size runs uncaptured, because libraries load and measure kernels then. Sizes whose work needs the
+// host in between (experts that are exchanged with exact counts, or counted on the host) stay uncaptured.
+#pragma once
+
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+
+#include "kernels/captured_work.h"
+#include "runtime/engine/result_collector.h"
+#include "runtime/engine/step_command.h"
+#include "runtime/model/decoder.h"
+
+namespace latentmesh {
+
+class DecodeSteps {
+ public:
+  struct Parts {
+    const RankSetup* setup;
+    Decoder* decoder;
+    ResultCollector* collector;
+    StepBatchBuilder* builder;
+    MoeWorkspace* moe;                 // may be null
+    const LatentKvCache* cache;
+    CommunicatorSet* comms;
+    Device* device;
+    Stream* stream;
+  };
+  explicit DecodeSteps(const Parts& parts) : p_(parts) {}
+
+  // Whether this rank's share of the step is of this kind. Ranks may differ: what they exchange is the same either way.
+  bool Takes(const StepCommand& command) const;
+  // Runs the model and queues the choice of tokens; ResultCollector::Fetch has then to follow. Collective like Decoder::Forward.
+  // Returns the first row of each sequence.
+  std::vector<int64_t> Run(const StepCommand& command);
+  // Before the next step: weights or placements have moved, what was captured is void.
+  void Forget() { sizes_.clear(); }
+  int64_t replays() const { return replays_; }
+
+ private:
+  struct Size {
+    StepPadding padding;
+    bool captures = true;
+    std::unique_ptr<CapturedWork> work;
+    TensorView logits;
+  };
+  const ShardStep& Mine(const StepCommand& command) const;
+  StepPadding PaddingOf(const ShardStep& step) const;
+  Size& Find(const StepPadding& padding, bool* is_new);
+  TensorView Queue(const StepBatch& batch);
+  void Replay(const Size& size, int64_t tokens);
+  void Capture(Size& size, const StepBatch& batch);
+
+  Parts p_;
+  std::list<Size> sizes_;              // used last in front
+  int64_t replays_ = 0;
+};
+
+// The size to which `sequences` (at least 1) sequences are padded: small steps at small numbers, of 8 beyond, of 16 above 64 and of
+// 32 above 256.
+int64_t PaddedSequences(int64_t sequences);
+// `context` rounded up to a multiple of a quarter of its power of two, at least 256.
+int64_t PaddedContext(int64_t context);
+
+}  // namespace latentmesh
