@@ -71,7 +71,7 @@ struct DispatchParams {
 struct DispatchHandle {
   int round = 0;
   TensorView x;                      // [N, H] rows received, by source rank, then by token
-  TensorView sorted;                 // [M, H] a row for each (row received, local expert), sorted by local expert
+  TensorView sorted;                 // [M, H] a row for each (row received, local expert), sorted by local expert; strided
   const int32_t* offsets = nullptr;  // [experts + 1] into sorted; not written when rows == 0
   int32_t experts = 0;               // local experts
   int64_t rows = 0;                  // M, exact (or the capacity, for dispatchers of fixed capacity)

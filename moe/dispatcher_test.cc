@@ -290,11 +290,12 @@ TEST(LocalDispatcher, RanksShareTheChoices) {
 // With fixed capacity the rows of a handle are a bound, offsets say what is there; tokens beyond the live ones get nothing.
 TEST(LocalDispatcher, FixedCapacityEqualsDense) {
   auto placement = ExpertPlacement::Contiguous(7, 3);
-  for (int32_t live : {13, 9, 0}) {
-    Scenario s = MakeScenario(placement, 4, {13}, 2);
+  for (auto [tokens, live] : {std::pair(13, 13), std::pair(13, 9), std::pair(13, 0), std::pair(1, 1), std::pair(1, 0)}) {
+    Scenario s = MakeScenario(placement, 4, {tokens}, 2);
     s.limits.fixed_capacity = true;
     DenseExperts dense(7, kHidden, kWidth, 42);
     RankTokens& t = s.ranks[0];
+    const int32_t live_tokens = live;
     std::vector<float> out = t.before;
     std::vector<int64_t> host(7, 0), loads(7, 0), expected(7, 0);
     for (int rank = 0; rank < 3; ++rank) {
@@ -303,7 +304,7 @@ TEST(LocalDispatcher, FixedCapacityEqualsDense) {
       Experts experts(*kit.ops, dispatcher->limits(), kWidth);
       LocalWeights weights(dense, placement.LocalExperts(rank));
       DispatchParams params{TensorView(t.x.data(), DType::kF32, {t.tokens, kHidden}), t.ids.data(), t.weights.data(),
-                            t.k, &placement, host.data(), loads.data(), live == 13 ? nullptr : &live};
+                            t.k, &placement, host.data(), loads.data(), live == 13 ? nullptr : &live_tokens};
       ASSERT_EQ(dispatcher->Plan(params, *kit.stream), 1);
       DispatchHandle handle = dispatcher->Dispatch(0, *kit.stream);
       EXPECT_EQ(handle.rows, t.tokens * std::min(4, placement.LocalCount(rank)));

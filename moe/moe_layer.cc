@@ -223,6 +223,7 @@ void MoeLayer::RunRoundWhole(MoeWorkspace& w, TokenDispatcher& dispatcher, int r
   DispatchHandle handle = DispatchRound(dispatcher, round, stream);
   TensorView y = RunRound(w.experts_, weights_.experts, handle, stream);
   TraceSpan span("combine");
+  if (w.joined_ != nullptr) std::exchange(w.joined_, nullptr)->Join(stream);
   dispatcher.Combine(handle, y, out, stream);
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "kernels/side_stream.h"
 #include "moe/dispatcher.h"
 #include "moe/expert_placement.h"
 #include "moe/experts.h"
@@ -80,6 +81,7 @@ class MoeWorkspace {
   Tensor topk_weights_;              // [most tokens, top_k] f32
   const int32_t* live_tokens_ = nullptr;
   int64_t host_waits_ = 0;
+  SideStream* joined_ = nullptr;     // until the next combine
   std::deque<std::vector<int64_t>> loads_;   // [layers][E] host counters
   Tensor device_loads_;              // [counted layers, E] i64, since the last ReadLoads
 };
@@ -112,6 +114,9 @@ class MoeLayer {
   void Send(MoeWorkspace& w, Stream& stream);
   void Compute(MoeWorkspace& w, Stream& stream);
   void Finish(MoeWorkspace& w, const TensorView& out, Stream& stream);
+
+  // The next Forward or ForwardReplicated waits for `side` before it first adds to `out`.
+  void JoinBeforeCombine(SideStream* side) { w_.joined_ = side; }
 
   const ExpertPlacement& placement() const { return placement_; }
   // Between steps: another placement and the weights that go with it. On all ranks at the same step.

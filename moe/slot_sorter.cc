@@ -88,6 +88,11 @@ DispatchHandle SlotSorter::SortRouted(const DispatchParams& params, int32_t firs
   sort.slots_per_token = params.k;
   if (params.device_loads != nullptr) sort.loads = params.device_loads + first;
   ops_.SortByExpert(sort, stream);
+  if (tokens == 1) {   // every row is the token itself
+    handle.sorted.data = params.x.data;
+    handle.sorted.row_stride = 0;
+    return handle;
+  }
   ops_.GatherRows({params.x, source_.view.i32(), handle.rows, params.k, handle.sorted}, stream);
   return handle;
 }

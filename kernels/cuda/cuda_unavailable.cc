@@ -2,6 +2,7 @@
 #include "kernels/captured_work.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#include "kernels/side_stream.h"
 #include "kernels/token_sampler.h"
 
 namespace latentmesh {
@@ -16,6 +17,8 @@ Result<std::unique_ptr<Device>> CreateCudaDevice(const DeviceOptions&) {
 std::unique_ptr<Ops> CreateCudaOps(Device&) {
   CheckFailed(__FILE__, __LINE__, "CreateCudaOps", "CUDA is not built in");
 }
+
+std::unique_ptr<SideStream> CreateSideStream(Device&) { return nullptr; }
 
 bool CanCapture(const Device&) { return false; }
 

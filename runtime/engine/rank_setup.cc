@@ -264,7 +264,7 @@ Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resol
   s.plan.activations = ActivationBytes(s, weights);
   s.plan.communication = s.moe_bytes();
   if (resolved.expert_balance) s.plan.communication += RankBalancer::StagingBytes(weights, s.weight_options.expert_slots);
-  s.plan.workspace = OpsBytes(device) + (s.captures() ? kGraphBytes : 0);
+  s.plan.workspace = 2 * OpsBytes(device) + (s.captures() ? kGraphBytes : 0);   // of the step's stream and the side stream
   if (device == DeviceKind::kCpu) available -= std::min(available, resolved.kv_offload);
   s.plan.available = available;
 

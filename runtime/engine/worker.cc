@@ -17,7 +17,7 @@ constexpr auto kReportWait = std::chrono::milliseconds(2);   // for the disk, wh
 
 Worker::Worker(RankSetup setup, Device& device, CommunicatorSet& comms, ControlChannel& control)
     : setup_(std::move(setup)), device_(device), comms_(comms), control_(control), stream_(device.CreateStream()),
-      ops_(CreateOps(device)) {}
+      ops_(CreateOps(device)), side_(CreateSideStream(device)) {}
 
 Result<std::unique_ptr<Worker>> Worker::Create(RankSetup setup, const WeightSource& source, Device& device,
                                                CommunicatorSet& comms, ControlChannel& control) {
@@ -47,6 +47,7 @@ Status Worker::Allocate(const StoredDType& stored) {
   ctx_.comms = &comms_;
   ctx_.ops = ops_.get();
   ctx_.stream = stream_.get();
+  ctx_.side = side_.get();
   ctx_.cos_sin = step_arena_.Reserve(DType::kF32, {setup_.limits.max_model_len, setup_.config.rope_dim()});
   std::vector<float> table = MakeCosSinTable(setup_.config, setup_.limits.max_model_len);
   device_.CopyToDevice(ctx_.cos_sin.data, table.data(), table.size() * sizeof(float), *stream_);

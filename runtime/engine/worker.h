@@ -66,6 +66,7 @@ class Worker {
   ControlChannel& control_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Ops> ops_;
+  std::unique_ptr<SideStream> side_;      // GPUs
   Arena weights_arena_;
   Arena step_arena_;
   ModelWeights weights_;

@@ -12,8 +12,14 @@ LayerRunner::LayerRunner(const ModelContext& ctx, Arena& arena) : ctx_(ctx), mlp
 TensorView LayerRunner::Run(const LayerWeights& w, MoeLayer* moe, const CacheView& cache, const StepBatch& batch,
                             const TensorView& x, const TensorView& pending) {
   TensorView h = Attend(w, cache, batch, x, pending), delta = Delta(batch);
-  Mlps(w, batch, h);
-  if (w.is_moe) RoutedExperts(*moe, h, delta);
+  if (w.is_moe) {
+    Branch shared(ctx_, batch);   // routed experts add to what it sets
+    Mlps(w, batch, h, shared.lane());
+    if (shared.beside()) moe->JoinBeforeCombine(ctx_.side);
+    RoutedExperts(*moe, h, delta);
+  } else {
+    Mlps(w, batch, h);
+  }
   ReduceOverTp(ctx_, delta);
   return delta;
 }
@@ -36,9 +42,9 @@ TensorView LayerRunner::Attend(const LayerWeights& w, const CacheView& cache, co
   return h;
 }
 
-void LayerRunner::Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h) {
+void LayerRunner::Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h, const Lane& lane) {
   TraceSpan span(w.is_moe ? "shared experts" : "mlp");
-  mlp_.Forward(w.is_moe ? w.shared : w.dense, h, Delta(batch));
+  mlp_.Forward(w.is_moe ? w.shared : w.dense, h, Delta(batch), lane);
 }
 
 // With dp 1 every rank of the ep group holds all tokens and adds what its experts give. Otherwise each tp rank routes its

@@ -28,11 +28,12 @@ class LayerRunner {
   TensorView Attend(const LayerWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
                     const TensorView& pending);
   // Sets Delta to the shared experts, or the dense MLP, of h; a partial sum over tp.
-  void Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h);
+  void Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h) { Mlps(w, batch, h, {ctx_.ops, ctx_.stream}); }
   // What the layer adds to x, its rows of `batch`.
   TensorView Delta(const StepBatch& batch) { return delta_.Rows(batch.row, batch.tokens); }
 
  private:
+  void Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h, const Lane& lane);
   void RoutedExperts(MoeLayer& moe, const TensorView& h, const TensorView& delta);
 
   const ModelContext& ctx_;

@@ -34,9 +34,11 @@ MlaAttention::MlaAttention(const ModelContext& ctx, Arena& arena)
 void MlaAttention::Forward(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
                            const TensorView& out) {
   if (batch.tokens == 0) return;   // all ranks of the tp group have the same tokens: nobody waits for this one
+  Branch latents(ctx_, batch);
   ProjectQueries(w, batch, x);
   if (batch.absorbed_tokens > 0) AbsorbQueries(w, batch);
-  WriteLatents(w, cache, batch, x);
+  WriteLatents(w, cache, batch, x, latents.lane());
+  latents.Join();
   if (batch.absorbed_tokens > 0) Absorbed(w, cache, batch);
   for (const ExpandedSequence& s : batch.expanded) Expanded(w, cache, s);
   ctx_.ops->Gemm({o_.Rows(0, batch.tokens), w.o.w, w.o.bias, out}, *ctx_.stream);
@@ -54,11 +56,12 @@ void MlaAttention::ProjectQueries(const MlaWeights& w, const StepBatch& batch, c
   ctx_.ops->Rope({q_rope, batch.positions, ctx_.cos_sin, ctx_.config->rope_interleave}, *ctx_.stream);
 }
 
-void MlaAttention::WriteLatents(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x) {
+void MlaAttention::WriteLatents(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
+                                const Lane& lane) {
   TensorView kv_a = kv_a_.Rows(0, batch.tokens);
-  ctx_.ops->Gemm({x, w.kv_a.w, w.kv_a.bias, kv_a}, *ctx_.stream);
-  ctx_.ops->LatentWrite({kv_a, w.kv_a_norm, kLowRankNormEps, batch.positions, ctx_.cos_sin, ctx_.config->rope_interleave,
-                         batch.slots, cache}, *ctx_.stream);
+  lane.ops->Gemm({x, w.kv_a.w, w.kv_a.bias, kv_a}, *lane.stream);
+  lane.ops->LatentWrite({kv_a, w.kv_a_norm, kLowRankNormEps, batch.positions, ctx_.cos_sin, ctx_.config->rope_interleave,
+                         batch.slots, cache}, *lane.stream);
 }
 
 // Under cp the absorbed queries and a copy of their rope part lie side by side and set out.

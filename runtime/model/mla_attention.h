@@ -27,7 +27,8 @@ class MlaAttention {
 
  private:
   void ProjectQueries(const MlaWeights& w, const StepBatch& batch, const TensorView& x);
-  void WriteLatents(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x);
+  void WriteLatents(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
+                    const Lane& lane);
   void AbsorbQueries(const MlaWeights& w, const StepBatch& batch);
   void Absorbed(const MlaWeights& w, const CacheView& cache, const StepBatch& batch);
   void AttendLatents(const CacheView& cache, const StepBatch& batch);

@@ -9,15 +9,15 @@ Mlp::Mlp(const ModelContext& ctx, Arena& arena) : ctx_(ctx) {
   act_ = arena.Reserve(ctx.activation, {ctx.limits.max_tokens, width});
 }
 
-void Mlp::Forward(const MlpWeights& w, const TensorView& x, const TensorView& out) {
+void Mlp::Forward(const MlpWeights& w, const TensorView& x, const TensorView& out, const Lane& lane) {
   if (x.empty()) return;
   if (w.gate.empty()) {
-    ctx_.ops->device().Fill(out.data, 0, out.bytes(), *ctx_.stream);
+    lane.ops->device().Fill(out.data, 0, out.bytes(), *lane.stream);
     return;
   }
   TensorView act(act_.data, act_.dtype, {x.dim(0), w.gate.rows});
-  ctx_.ops->GateUp({x, w.gate, w.up, act}, *ctx_.stream);
-  ctx_.ops->Gemm({act, w.down, {}, out}, *ctx_.stream);
+  lane.ops->GateUp({x, w.gate, w.up, act}, *lane.stream);
+  lane.ops->Gemm({act, w.down, {}, out}, *lane.stream);
 }
 
 }  // namespace latentmesh

@@ -12,7 +12,7 @@ class Mlp {
   // Buffers for the wider of the dense and the shared-expert layers.
   Mlp(const ModelContext& ctx, Arena& arena);
   // out [T, hidden] = this rank's part; to be summed over tp. Zeros when the rank has no part of the width.
-  void Forward(const MlpWeights& w, const TensorView& x, const TensorView& out);
+  void Forward(const MlpWeights& w, const TensorView& x, const TensorView& out, const Lane& lane);
 
  private:
   const ModelContext& ctx_;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds where a GPU is and runs the whole GPU suite in at most 8 minutes: tests, compute-sanitizer on small cases,
-# benchmark. Ends with a table.   tests/gpu/run.sh [BUILD_FOLDER]
+# benchmark and, where PROGRAM names a latentmesh that runs here, end_to_end.sh. Ends with a table.
+#   [PROGRAM=build/latentmesh] tests/gpu/run.sh [BUILD_FOLDER]
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=${1:-$root/build-gpu}
@@ -49,6 +50,12 @@ fi
 step bench 120 "$build/gpu/lm_gpu_bench"
 sed -n '/^| kernel/,$p' "$build/bench.log"
 head -n 1 "$build/bench.log"
+if [[ -n ${PROGRAM:-} ]]; then
+  step end_to_end 300 "$root/tests/gpu/end_to_end.sh" "$PROGRAM"
+  sed -n '/^| what/,$p' "$build/end_to_end.log"
+else
+  note "end to end" "skipped: set PROGRAM"
+fi
 echo
 echo "| part                                       | result                       |"
 echo "|--------------------------------------------|------------------------------|"
