@@ -52,6 +52,7 @@ void CudaOps::Run(const Matmul& p, cudaStream_t stream) {
   if (p.m == 0 || p.n == 0 || p.batches == 0) return;
   LM_CHECK_MSG(p.k > 0, "a product over no columns");
   if (fp8_activations_ && LaunchMatmulFp8Few(p, workspace_, stream)) return;
+  if (LaunchMatmulRouter(p, stream)) return;
   if (LaunchMatmulStream(p, stream)) return;
   if (fp8_activations_ && LaunchMatmulFp8Sm90(p, workspace_, stream)) return;
   if (LaunchMatmulBf16Sm90(p, stream)) return;

@@ -43,6 +43,8 @@ void LaunchMatmulSimt(const Matmul& p, cudaStream_t stream);
 // matmul_mma.cu: bf16 x on tensor cores (sm_80 and later), weights turned into bf16 on the way; any shape, not
 // transposed.
 void LaunchMatmulMma(const Matmul& p, cudaStream_t stream);
+// matmul_router.cu: few rows, few f32 weight rows. False where it does not apply.
+bool LaunchMatmulRouter(const Matmul& p, cudaStream_t stream);
 // matmul_stream.cu: few rows, bound by reading the weights. False where it does not apply.
 bool LaunchMatmulStream(const Matmul& p, cudaStream_t stream);
 // matmul_fp8_sm90.cu: FP8 weights with 128x128 scales, x quantised per 1x128; wgmma. False where it does not apply.

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) 
     }
   }
   const int steps = p.k / kStep<W>;
-  for (int m0 = begin + static_cast<int>(blockIdx.z) * kCols; m0 < end; m0 += static_cast<int>(gridDim.z) * kCols) {
+  for (int m0 = begin; m0 < end; m0 += kCols) {
     float acc[kTiles][kTokens][4] = {};
     StreamStep<W, kTiles, kTokens> loaded[kUnroll];
     auto load = [&](StreamStep<W, kTiles, kTokens>& to, int step) {
@@ -201,9 +201,7 @@ void LaunchTiles(const Matmul& p, cudaStream_t stream) {
                               static_cast<int>(p.k),
                               p.accumulate};
   const int rows = kTiles * 16 / (p.gated() ? 2 : 1);
-  // Routers have many rows for few weights, so that blocks share the rows out.
-  const int64_t chunks = sizeof(W) == 4 && p.offsets == nullptr ? CeilDiv(p.m, kTokens * 8) : 1;
-  const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, rows)), static_cast<unsigned>(p.batches), static_cast<unsigned>(chunks));
+  const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, rows)), static_cast<unsigned>(p.batches));
   if constexpr (kTiles > 1) {
     if (p.gated()) return StreamKernel<W, B, kTiles, kTokens, true, kWarps><<<grid, kWarps * 32, 0, stream>>>(args);
   }
@@ -214,7 +212,6 @@ void LaunchTiles(const Matmul& p, cudaStream_t stream) {
 template <typename W, typename B>
 void LaunchStream(const Matmul& p, int64_t rows, cudaStream_t stream) {
   const int64_t cards = CurrentCard().multiprocessors, tiles = CeilDiv(p.n, 16) * p.batches * (p.gated() ? 2 : 1);
-  if (sizeof(W) == 4 && rows > 8 && !p.gated() && tiles < 2 * cards) return LaunchTiles<W, B, 1, 2, 16>(p, stream);
   if (rows > 8) return LaunchTiles<W, B, 2, 2, 8>(p, stream);
   if (p.gated())
     return tiles < 4 * cards ? LaunchTiles<W, B, 2, 1, 16>(p, stream) : LaunchTiles<W, B, 2, 1, 8>(p, stream);
@@ -236,8 +233,7 @@ bool WeightFits(const MatmulWeight& w, int64_t k) {
 
 bool LaunchMatmulStream(const Matmul& p, cudaStream_t stream) {
   // cuBLASLt is the faster one for plain bf16 products from 9 rows on
-  const bool plain = p.offsets == nullptr, router = plain && p.w.view.dtype == DType::kF32 && p.n <= 512;
-  const int64_t kMostRows = router ? 256 : plain && p.w.view.dtype == DType::kBF16 ? 8 : 16;
+  const int64_t kMostRows = p.offsets == nullptr && p.w.view.dtype == DType::kBF16 ? 8 : 16;
   const int64_t rows = p.offsets == nullptr ? p.m : CeilDiv(p.m, p.batches);  // of each expert, in the mean
   const bool shape =
       p.x_type == DType::kBF16 && !p.transposed && (p.offsets != nullptr || p.batches == 1) && rows <= kMostRows;
