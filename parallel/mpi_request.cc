@@ -7,7 +7,9 @@
 namespace latentmesh {
 namespace {
 
-constexpr size_t kMaxMessage = size_t{1} << 30;      // MPI counts are ints
+// Of started calls, which overlap in both directions. Over TCP a larger message waits for the receiver's word (Open MPI's
+// limit is 64 KiB), and that word waits behind all that is on its way already in that direction.
+constexpr size_t kStartedPiece = 60 * 1024;
 
 std::string MpiErrorText(int rc) {
   char text[MPI_MAX_ERROR_STRING];
@@ -42,8 +44,8 @@ void MpiExchange::Track(MPI_Request request, int peer, int expected_bytes) {
 }
 
 void MpiExchange::Send(const void* data, size_t bytes, int peer, int tag, const CallSite& site, const char* call) {
-  for (size_t sent = 0; sent < bytes; sent += kMaxMessage) {
-    int count = static_cast<int>(std::min(kMaxMessage, bytes - sent));
+  for (size_t sent = 0; sent < bytes; sent += piece_) {
+    int count = static_cast<int>(std::min(piece_, bytes - sent));
     MPI_Request request;
     CheckMpi(MPI_Isend(static_cast<const char*>(data) + sent, count, MPI_BYTE, peer, tag, group_->comm(), &request),
              site, call);
@@ -52,8 +54,8 @@ void MpiExchange::Send(const void* data, size_t bytes, int peer, int tag, const 
 }
 
 void MpiExchange::Recv(void* data, size_t bytes, int peer, int tag, const CallSite& site, const char* call) {
-  for (size_t received = 0; received < bytes; received += kMaxMessage) {
-    int count = static_cast<int>(std::min(kMaxMessage, bytes - received));
+  for (size_t received = 0; received < bytes; received += piece_) {
+    int count = static_cast<int>(std::min(piece_, bytes - received));
     MPI_Request request;
     CheckMpi(MPI_Irecv(static_cast<char*>(data) + received, count, MPI_BYTE, peer, tag, group_->comm(), &request),
              site, call);
@@ -138,7 +140,7 @@ void MpiExchange::Abandon() {
 
 MpiExchange& MpiStarted::Open(uint64_t id) {
   auto entry = std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return e.id == 0; });
-  if (entry == entries_.end()) entry = entries_.insert(entry, {0, std::make_unique<MpiExchange>(group_)});
+  if (entry == entries_.end()) entry = entries_.insert(entry, {0, std::make_unique<MpiExchange>(group_, kStartedPiece)});
   entry->id = id;
   return *entry->exchange;
 }

@@ -36,10 +36,12 @@ class MpiGroup {
 // Messages in flight that belong to one operation.
 class MpiExchange {
  public:
-  explicit MpiExchange(std::shared_ptr<MpiGroup> group) : group_(std::move(group)) {}
+  // More than `piece` bytes travel in several messages; the same on both ends.
+  static constexpr size_t kLargestPiece = size_t{1} << 30;      // MPI counts are ints
+  explicit MpiExchange(std::shared_ptr<MpiGroup> group, size_t piece = kLargestPiece)
+      : group_(std::move(group)), piece_(piece) {}
 
-  // Starts; memory must stay until Finish. Zero bytes are sent as nothing: both ends know the size. More than 2^30
-  // bytes travel in several messages.
+  // Starts; memory must stay until Finish. Zero bytes are sent as nothing: both ends know the size.
   void Send(const void* data, size_t bytes, int peer, int tag, const CallSite& site, const char* call);
   void Recv(void* data, size_t bytes, int peer, int tag, const CallSite& site, const char* call);
   // An empty message, for barriers.
@@ -63,6 +65,7 @@ class MpiExchange {
   std::string Unfinished() const;
 
   std::shared_ptr<MpiGroup> group_;
+  size_t piece_;
   std::vector<MPI_Request> requests_;
   std::vector<int> peers_, expected_;      // by request; -1: not a receive
   std::vector<int> completed_;             // scratch of Poll

@@ -71,15 +71,6 @@ TEST(VerifyDispatch, ByNodesExactAndInBF16) {
   }
 }
 
-// Every step in two halves that are under way at once.
-TEST(VerifyMicroBatches, StayWithinTheBound) {
-  for (const char* flags : {"--dtype f32 --kv-dtype f32 --tolerance 1e-5", "--dispatch-dtype bf16 --kv-dtype f32 --tolerance 0.02"}) {
-    Outcome run = RunProgram({.tp = 2, .dp = 2}, std::string("verify --micro-batches 2 --threads 1 --model tests/golden/v3-tiny "
-                             "--expected tests/golden/v3-tiny/expected.safetensors ") + flags);
-    EXPECT_EQ(run.exit_code, 0) << flags << run.out << run.err;
-  }
-}
-
 TEST(VerifyItself, ComparesFormsAndLayouts) {
   Outcome run =
       RunProgram(4, "verify --dtype f32 --kv-dtype f32 --tp 2 --dp 2 --model tests/golden/v3-tiny --tokens 40");
