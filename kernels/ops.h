@@ -212,6 +212,26 @@ struct GroupedGemmParams {
   TensorView out;            // [M, N]
 };
 
+// The experts' products on rows that stay where they arrived (CPU only): inputs are read where they lie, and each row's
+// weighted results over several experts are added before they go to memory. A slot is a (row, expert) pair.
+struct GatherGateUpParams {
+  ScatteredRows rows;        // [R, K]
+  const int32_t* source;     // [M] slot, sorted by expert -> row
+  const int32_t* offsets;    // [experts + 1]
+  ExpertWeightsView gate;    // [W, K] each
+  ExpertWeightsView up;
+  TensorView out;            // [M, W]: a row for each slot
+};
+// out[r] = sum over the slots i of row r of weights[i] * (x[i] W_e^T), by rising expert; 0 where a row has no slots.
+struct GroupedDownSumParams {
+  TensorView x;              // [M, K] sorted by expert
+  const int32_t* source;     // [M] slot -> row of out
+  const float* weights;      // [M]
+  const int32_t* offsets;    // [experts + 1]
+  ExpertWeightsView w;       // [N, K] each
+  TensorView out;            // [R, N] f32 or bf16, each number written once
+};
+
 struct AddParams {
   TensorView x;              // [T, H]
   TensorView inout;          // [T, H] += x
@@ -253,6 +273,8 @@ class Ops {
   virtual void CombineRows(const CombineRowsParams& p, Stream& stream) = 0;
   virtual void GroupedGateUp(const GroupedGateUpParams& p, Stream& stream) = 0;
   virtual void GroupedGemm(const GroupedGemmParams& p, Stream& stream) = 0;
+  virtual void GatherGateUp(const GatherGateUpParams& p, Stream& stream) = 0;
+  virtual void GroupedDownSum(const GroupedDownSumParams& p, Stream& stream) = 0;
   virtual void Add(const AddParams& p, Stream& stream) = 0;
   virtual void Cast(const CastParams& p, Stream& stream) = 0;
   virtual void CopyBlocks(const CopyBlocksParams& p, Stream& stream) = 0;

@@ -48,6 +48,15 @@ struct ExpertWeightsView {
   }
 };
 
+// Rows of activations wherever they lie in host memory, in a form in which they travel between CPU ranks
+// (kernels/cpu/wire_rows.h): f32, bf16, or FP8 with a scale for each 128 numbers of a row.
+struct ScatteredRows {
+  const void* const* rows = nullptr;  // [count]
+  int64_t count = 0;
+  DType dtype = DType::kF32;
+  int64_t cols = 0;                   // numbers of a row
+};
+
 // [tokens, heads, dim] with free strides (in elements), so that `q[..., :nope]` is a view of q.
 struct HeadsView {
   void* data = nullptr;

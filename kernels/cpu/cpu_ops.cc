@@ -29,6 +29,8 @@ class CpuOps : public Ops {
   void CombineRows(const CombineRowsParams& p, Stream&) override { Run(p, cpu::CombineRows); }
   void GroupedGateUp(const GroupedGateUpParams& p, Stream&) override { Run(p, cpu::GroupedGateUp); }
   void GroupedGemm(const GroupedGemmParams& p, Stream&) override { Run(p, cpu::GroupedGemm); }
+  void GatherGateUp(const GatherGateUpParams& p, Stream&) override { Run(p, cpu::GatherGateUp); }
+  void GroupedDownSum(const GroupedDownSumParams& p, Stream&) override { Run(p, cpu::GroupedDownSum); }
   void Add(const AddParams& p, Stream&) override { Run(p, cpu::Add); }
   void Cast(const CastParams& p, Stream&) override { Run(p, cpu::Cast); }
   void CopyBlocks(const CopyBlocksParams& p, Stream&) override { cpu::CopyBlocks(context_, p); }

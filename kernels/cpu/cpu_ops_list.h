@@ -17,12 +17,14 @@ void Rope(CpuContext& context, const RopeParams& p);
 void LatentWrite(CpuContext& context, const LatentWriteParams& p);
 void LatentGather(CpuContext& context, const LatentGatherParams& p);
 void GqaWrite(CpuContext& context, const GqaWriteParams& p);
-// gemm.cc, head_gemm.cc, grouped_gemm.cc
+// gemm.cc, head_gemm.cc, grouped_gemm.cc, grouped_down_sum.cc
 void Gemm(CpuContext& context, const GemmParams& p);
 void GateUp(CpuContext& context, const GateUpParams& p);
 void HeadGemm(CpuContext& context, const HeadGemmParams& p);
 void GroupedGateUp(CpuContext& context, const GroupedGateUpParams& p);
 void GroupedGemm(CpuContext& context, const GroupedGemmParams& p);
+void GatherGateUp(CpuContext& context, const GatherGateUpParams& p);
+void GroupedDownSum(CpuContext& context, const GroupedDownSumParams& p);
 // paged_attention.cc, prefill_attention.cc
 void MlaAttention(CpuContext& context, const MlaAttentionParams& p);
 void GqaAttention(CpuContext& context, const GqaAttentionParams& p);

@@ -158,6 +158,7 @@ struct KernelTable {
   void (*to_bf16)(const float* source, uint16_t* target, int64_t n);
   // Codes and a scale for each 128 numbers (the largest of them becomes 448).
   void (*to_f8)(const float* source, uint8_t* codes, float* scales, int64_t n);
+  void (*f8_to_float)(const uint8_t* codes, const float* scales, float* target, int64_t n);
   void (*sum_rows[2][2])(const SumRowsArgs&);  // [rows are bf16][out is bf16]
   // Multiply-adds in registers only, for measuring the machine: `rounds` times fma_flops operations.
   float (*fma_burn)(int64_t rounds);

@@ -33,6 +33,7 @@ static const KernelTable kTable = {
     SiluTimes,
     ToBf16,
     ToF8,
+    F8ToFloat,
     {{SumRows<float, float>, SumRows<float, Bf16>}, {SumRows<Bf16, float>, SumRows<Bf16, Bf16>}},
     FmaBurn,
     kBurnChains* kLanes * 2,

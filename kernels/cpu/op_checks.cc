@@ -153,6 +153,19 @@ void CheckParams(const GroupedGateUpParams& p) {
 
 void CheckParams(const GroupedGemmParams& p) { CheckProduct(p.x, p.w.first, p.out); }
 
+void CheckParams(const GatherGateUpParams& p) {
+  LM_CHECK_MSG(p.rows.cols == p.gate.first.cols && p.rows.cols == p.up.first.cols && p.gate.count == p.up.count &&
+                   p.out.cols() == p.gate.first.rows && p.out.cols() == p.up.first.rows,
+               p.out.DebugString());
+  LM_CHECK_MSG(p.rows.dtype == DType::kF32 || p.rows.dtype == DType::kBF16 || p.rows.dtype == DType::kF8E4M3,
+               DTypeName(p.rows.dtype));
+}
+
+void CheckParams(const GroupedDownSumParams& p) {
+  LM_CHECK_MSG(p.x.cols() == p.w.first.cols && p.out.cols() == p.w.first.rows, p.x.DebugString() + " -> " + p.out.DebugString());
+  LM_CHECK_MSG(p.out.dtype == DType::kF32 || p.out.dtype == DType::kBF16, p.out.DebugString());
+}
+
 void CheckParams(const AddParams& p) {
   LM_CHECK_MSG(p.x.rows() == p.inout.rows() && p.x.cols() == p.inout.cols(),
                p.x.DebugString() + ", " + p.inout.DebugString());

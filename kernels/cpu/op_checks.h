@@ -23,6 +23,8 @@ void CheckParams(const GatherRowsParams& p);
 void CheckParams(const CombineRowsParams& p);
 void CheckParams(const GroupedGateUpParams& p);
 void CheckParams(const GroupedGemmParams& p);
+void CheckParams(const GatherGateUpParams& p);
+void CheckParams(const GroupedDownSumParams& p);
 void CheckParams(const AddParams& p);
 void CheckParams(const CastParams& p);
 

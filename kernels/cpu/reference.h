@@ -25,6 +25,8 @@ void GatherRows(const GatherRowsParams& p);
 void CombineRows(const CombineRowsParams& p);
 void GroupedGateUp(const GroupedGateUpParams& p);
 void GroupedGemm(const GroupedGemmParams& p);
+void GatherGateUp(const GatherGateUpParams& p);
+void GroupedDownSum(const GroupedDownSumParams& p);
 void Add(const AddParams& p);
 void Cast(const CastParams& p);
 void CopyBlocks(const CopyBlocksParams& p);

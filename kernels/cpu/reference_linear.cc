@@ -149,4 +149,28 @@ void GroupedGemm(const GroupedGemmParams& p) {
   }
 }
 
+void GatherGateUp(const GatherGateUpParams& p) {
+  const int64_t cols = p.rows.cols, slots = p.offsets[p.gate.count];
+  std::vector<float> x(static_cast<size_t>(slots * cols));
+  for (int64_t i = 0; i < slots; ++i) {
+    for (int64_t k = 0; k < cols; ++k) x[i * cols + k] = WireNumber(p.rows, p.source[i], k);
+  }
+  const TensorView view(x.data(), DType::kF32, {slots, cols});
+  GroupedGateUp({view, p.offsets, p.gate, p.up, p.out.Rows(0, slots)});
+}
+
+void GroupedDownSum(const GroupedDownSumParams& p) {
+  std::vector<double> sums(static_cast<size_t>(p.out.rows() * p.out.cols()));
+  for (int e = 0; e < p.w.count; ++e) {
+    for (int64_t n = 0; n < p.out.cols() && p.offsets[e] < p.offsets[e + 1]; ++n) {
+      const std::vector<float> w = WeightRow(p.w.At(e), n);
+      for (int64_t i = p.offsets[e]; i < p.offsets[e + 1]; ++i)
+        sums[p.source[i] * p.out.cols() + n] += p.weights[i] * Dot(Row(p.x, i), w);
+    }
+  }
+  for (int64_t r = 0; r < p.out.rows(); ++r) {
+    for (int64_t n = 0; n < p.out.cols(); ++n) SetAt(p.out, r, n, static_cast<float>(sums[r * p.out.cols() + n]));
+  }
+}
+
 }  // namespace latentmesh::reference

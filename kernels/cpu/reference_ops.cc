@@ -30,6 +30,8 @@ class ReferenceOps : public Ops {
   void CombineRows(const CombineRowsParams& p, Stream&) override { Run(p, reference::CombineRows); }
   void GroupedGateUp(const GroupedGateUpParams& p, Stream&) override { Run(p, reference::GroupedGateUp); }
   void GroupedGemm(const GroupedGemmParams& p, Stream&) override { Run(p, reference::GroupedGemm); }
+  void GatherGateUp(const GatherGateUpParams& p, Stream&) override { Run(p, reference::GatherGateUp); }
+  void GroupedDownSum(const GroupedDownSumParams& p, Stream&) override { Run(p, reference::GroupedDownSum); }
   void Add(const AddParams& p, Stream&) override { Run(p, reference::Add); }
   void Cast(const CastParams& p, Stream&) override { Run(p, reference::Cast); }
   void CopyBlocks(const CopyBlocksParams& p, Stream&) override { reference::CopyBlocks(p); }

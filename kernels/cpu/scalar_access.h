@@ -38,6 +38,14 @@ inline void SetAt(const HeadsView& h, int64_t token, int64_t head, int64_t i, fl
   StoreNumber(h.data, h.dtype, token * h.token_stride + head * h.head_stride + i, value);
 }
 
+// One number of a row as it travels: FP8 rows are codes, padded to 4 bytes, then a scale for each 128 of them.
+inline float WireNumber(const ScatteredRows& rows, int64_t row, int64_t i) {
+  const float value = LoadNumber(rows.rows[row], rows.dtype, i);
+  if (rows.dtype != DType::kF8E4M3) return value;
+  const char* scales = static_cast<const char*>(rows.rows[row]) + (rows.cols + 3) / 4 * 4;
+  return value * reinterpret_cast<const float*>(scales)[i / 128];
+}
+
 // One weight, dequantised exactly: decode times scale, rounded once to f32.
 inline float WeightAt(const WeightView& w, int64_t row, int64_t col) {
   if (w.packed()) return PackedWeightAt(w.data, w.packed_shape(), row, col);

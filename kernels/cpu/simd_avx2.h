@@ -64,6 +64,17 @@ static inline Vec LoadPartial(const T* p, int64_t n) {
   return Load(padded);
 }
 static inline void Store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+// Rounded to nearest, ties to even; NaN stays NaN.
+static inline __m128i ToBf16Bits(Vec a) {
+  const __m256i bits = _mm256_castps_si256(a.v), high = _mm256_srli_epi32(bits, 16);
+  const __m256i half = _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  const __m256i result = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);
+  return _mm256_castsi256_si128(packed);
+}
+static inline void StoreBf16(Bf16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), ToBf16Bits(a)); }
 static inline void StorePartial(float* p, Vec a, int64_t n) {
   float padded[kLanes];
   Store(padded, a);

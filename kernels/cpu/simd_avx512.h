@@ -67,6 +67,16 @@ static inline Vec LoadPartial(const F16* p, int64_t n) {
 }
 static inline Vec LoadPartial(const F8* p, int64_t n) { return FromF8(_mm_maskz_loadu_epi8(FirstLanes(n), p)); }
 static inline void Store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+// Rounded to nearest, ties to even; NaN stays NaN.
+static inline __m256i ToBf16Bits(Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v), high = _mm512_srli_epi32(bits, 16);
+  const __m512i half = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i result = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+  return _mm512_cvtepi32_epi16(result);
+}
+static inline void StoreBf16(Bf16* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ToBf16Bits(a)); }
 static inline void StorePartial(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, FirstLanes(n), a.v); }
 static inline Vec Add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Vec Sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -60,6 +60,12 @@ static inline Vec LoadPartial(const T* p, int64_t n) {
   return Load(padded);
 }
 static inline void Store(float* p, Vec a) { std::memcpy(p, &a.v, sizeof a.v); }
+// Rounded to nearest, ties to even; NaN stays NaN.
+static inline void StoreBf16(Bf16* p, Vec a) {
+  const UInt4 bits = (UInt4)a.v, high = bits >> 16, nan = (UInt4)((bits & 0x7fffffffu) > 0x7f800000u);
+  const UInt4 rounded = (bits + 0x7fffu + (high & 1u)) >> 16, result = (rounded & ~nan) | ((high | 0x40u) & nan);
+  for (int i = 0; i < kLanes; ++i) p[i].bits = static_cast<uint16_t>(result[i]);
+}
 static inline void StorePartial(float* p, Vec a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
 }

@@ -47,6 +47,8 @@ class Step {
     start_.push_back(static_cast<int32_t>(tokens));
     ids_.resize(tokens * kTopK), offsets_.resize(kExperts + 1), source_ = row_ = ids_;
     weights_.resize(tokens * kTopK);
+    for (int64_t i = 0; i < tokens; ++i) pointers_.push_back(x_.view().f32() + i * kHidden);
+    for (int64_t i = 0; i < tokens * kTopK; ++i) token_.push_back(static_cast<int32_t>(i % tokens));
   }
 
   void Run(Ops& ops, Stream& stream) {
@@ -65,6 +67,9 @@ class Step {
     ops.GatherRows({x_.view(), source_.data(), t_ * kTopK, kTopK, sorted_.view()}, stream);
     ops.GroupedGateUp({sorted_.view(), offsets_.data(), experts, experts, hidden_.view()}, stream);
     ops.GroupedGemm({hidden_.view(), offsets_.data(), experts, sorted_.view()}, stream);
+    ops.GatherGateUp({{pointers_.data(), t_, DType::kF32, kHidden}, token_.data(), offsets_.data(), experts, experts,
+                      hidden_.view()}, stream);
+    ops.GroupedDownSum({hidden_.view(), token_.data(), weights_.data(), offsets_.data(), experts, wide_.view()}, stream);
     ops.CombineRows({sorted_.view(), row_.data(), weights_.data(), kTopK, wide_.view(), false}, stream);
     ops.GateUp({x_.view(), w, w, wide_.view()}, stream);
   }
@@ -77,7 +82,8 @@ class Step {
   std::vector<uint8_t> packed_;
   Rows x_, logits_, wide_, sorted_, hidden_, kv_b_, q_latent_;
   std::vector<char> cache_bytes_;
-  std::vector<int32_t> table_, start_, lengths_, ids_, offsets_, source_, row_;
+  std::vector<int32_t> table_, start_, lengths_, ids_, offsets_, source_, row_, token_;
+  std::vector<const void*> pointers_;
   std::vector<float> weights_;
 };
 

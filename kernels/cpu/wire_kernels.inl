@@ -63,6 +63,30 @@ static void ToF8(const float* in, uint8_t* codes, float* scales, int64_t n) {
   }
 }
 
+// A run at a time, whole vectors in pairs: rows come from other ranks' memory, whose pages the hardware does not fetch ahead.
+constexpr int64_t kWireAhead = 1024;   // bytes
+
+static void F8ToFloat(const uint8_t* codes, const float* scales, float* out, int64_t n) {
+  const F8* in = reinterpret_cast<const F8*>(codes);
+  for (int64_t begin = 0; begin < n; begin += kWireRun) {
+    const int64_t end = Smaller(begin + kWireRun, n);
+    const Vec scale = Set1(scales[begin / kWireRun] * kF8Unit);
+    __builtin_prefetch(codes + begin + kWireAhead);
+    __builtin_prefetch(codes + begin + kWireAhead + 64);
+    int64_t i = begin;
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      Vec low, high;
+      LoadPair(in + i, low, high);
+      Store(out + i, Mul(low, scale));
+      Store(out + i + kLanes, Mul(high, scale));
+    }
+    for (; i < end; i += kLanes) {
+      const int64_t count = Smaller(kLanes, end - i);
+      StorePartial(out + i, Mul(LoadPartial(in + i, count), scale), count);
+    }
+  }
+}
+
 constexpr int kSumVecs = 4;
 
 static inline void StoreSum(float* out, const Vec (&sum)[kSumVecs]) {
@@ -70,9 +94,8 @@ static inline void StoreSum(float* out, const Vec (&sum)[kSumVecs]) {
   for (int v = 0; v < kSumVecs; ++v) Store(out + v * kLanes, sum[v]);
 }
 static inline void StoreSum(Bf16* out, const Vec (&sum)[kSumVecs]) {
-  float wide[kSumVecs * kLanes];
-  StoreSum(wide, sum);
-  for (int i = 0; i < kSumVecs * kLanes; ++i) out[i].bits = RoundToBf16(wide[i]);
+#pragma GCC unroll 4
+  for (int v = 0; v < kSumVecs; ++v) StoreBf16(out + v * kLanes, sum[v]);
 }
 static inline void PutNumber(float* out, float x) { *out = x; }
 static inline void PutNumber(Bf16* out, float x) { out->bits = RoundToBf16(x); }
@@ -89,6 +112,8 @@ static void SumRows(const SumRowsArgs& a) {
     for (int r = 0; r < a.count; ++r) {
       const In* row = static_cast<const In*>(a.rows[r]) + i;
       const Vec weight = Set1(a.weights[r]);
+      for (size_t line = 0; line < kSumVecs * kLanes * sizeof(In); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + kWireAhead + line);
 #pragma GCC unroll 4
       for (int v = 0; v < kSumVecs; ++v) sum[v] = MulAdd(weight, Load(row + v * kLanes), sum[v]);
     }

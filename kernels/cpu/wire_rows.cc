@@ -1,6 +1,5 @@
 #include "kernels/cpu/wire_rows.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "kernels/cpu/kernel_table.h"
@@ -39,10 +38,8 @@ void DecodeWireRow(const char* row, const WireFormat& format, float* x) {
   } else if (format.dtype == DType::kBF16) {
     Kernels().to_float[static_cast<int>(WeightKind::kBF16)](row, x, format.hidden, 1.0f);
   } else {
-    const float* scales = reinterpret_cast<const float*>(row + CodeBytes(format.hidden));
-    for (int64_t i = 0; i < format.hidden; i += kScaleRun)
-      Kernels().to_float[static_cast<int>(WeightKind::kF8)](row + i, x + i, std::min(kScaleRun, format.hidden - i),
-                                                           scales[i / kScaleRun]);
+    Kernels().f8_to_float(reinterpret_cast<const uint8_t*>(row), reinterpret_cast<const float*>(row + CodeBytes(format.hidden)), x,
+                          format.hidden);
   }
 }
 

@@ -218,6 +218,10 @@ void CudaOps::GroupedGemm(const GroupedGemmParams& p, Stream& stream) {
   Run(m, Native(stream));
 }
 
+// Rows that are read where they lie in host memory: of CPU ranks only.
+void CudaOps::GatherGateUp(const GatherGateUpParams&, Stream&) { LM_CHECK_MSG(false, "GatherGateUp is for CPU ranks"); }
+void CudaOps::GroupedDownSum(const GroupedDownSumParams&, Stream&) { LM_CHECK_MSG(false, "GroupedDownSum is for CPU ranks"); }
+
 void CudaOps::Add(const AddParams& p, Stream& stream) {
   CheckParams(p);
   if (!p.x.empty()) LaunchAdd(p, Native(stream));

@@ -34,6 +34,8 @@ class CudaOps : public Ops {
   void CombineRows(const CombineRowsParams& p, Stream& stream) override;
   void GroupedGateUp(const GroupedGateUpParams& p, Stream& stream) override;
   void GroupedGemm(const GroupedGemmParams& p, Stream& stream) override;
+  void GatherGateUp(const GatherGateUpParams& p, Stream& stream) override;
+  void GroupedDownSum(const GroupedDownSumParams& p, Stream& stream) override;
   void Add(const AddParams& p, Stream& stream) override;
   void Cast(const CastParams& p, Stream& stream) override;
   void CopyBlocks(const CopyBlocksParams& p, Stream& stream) override;
