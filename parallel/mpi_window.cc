@@ -1,6 +1,12 @@
 #include "parallel/mpi_window.h"
 
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <cstring>
 #include <exception>
 
@@ -13,8 +19,21 @@ namespace {
 // The first line of each part.
 struct alignas(64) Arrivals {
   std::atomic<uint64_t> count;             // barriers this rank has come to
+  // Those of the first rank are everybody's:
+  std::atomic<uint64_t> total;             // arrivals of all ranks at all barriers
+  std::atomic<uint32_t> open;              // the last barrier that all have come to, its low half; ranks sleep on it
+  std::atomic<uint32_t> sleepers;
 };
-static_assert(std::atomic<uint64_t>::is_always_lock_free, "processes share it");
+static_assert(std::atomic<uint64_t>::is_always_lock_free && sizeof(std::atomic<uint32_t>) == 4, "processes share it");
+
+constexpr std::chrono::microseconds kNap{500};                // between looks at messages
+
+void FutexWait(std::atomic<uint32_t>& word, uint32_t seen) {
+  timespec nap{0, std::chrono::nanoseconds(kNap).count()};
+  syscall(SYS_futex, &word, FUTEX_WAIT, seen, &nap, nullptr, 0);
+}
+
+void FutexWakeAll(std::atomic<uint32_t>& word) { syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0); }
 
 class MpiWindow : public SharedWindow {
  public:
@@ -47,13 +66,11 @@ class MpiWindow : public SharedWindow {
 
   void Barrier(const char* call) override {
     ++barriers_;
-    arrivals(rank()).store(barriers_, std::memory_order_release);
+    arrivals(rank()).count.store(barriers_, std::memory_order_relaxed);
+    if (all().total.fetch_add(1, std::memory_order_acq_rel) + 1 == barriers_ * parts_.size()) return Open();
+    if (crowded_) return SleepUntilOpen(call);
     Backoff backoff(site_.timeout);
-    for (int r = 0, polls = 0; r < size();) {
-      if (arrivals(r).load(std::memory_order_acquire) >= barriers_) {
-        ++r;
-        continue;
-      }
+    for (int polls = 0; !IsOpen(all().open.load(std::memory_order_acquire));) {
       if (++polls % 64 == 0) Progress(call);
       if (!backoff.Pause()) throw site_.TimedOut(call, site_.timeout, Missing());
     }
@@ -81,7 +98,29 @@ class MpiWindow : public SharedWindow {
     return true;
   }
 
-  std::atomic<uint64_t>& arrivals(int rank) { return reinterpret_cast<Arrivals*>(parts_[rank])->count; }
+  Arrivals& arrivals(int rank) { return *reinterpret_cast<Arrivals*>(parts_[rank]); }
+  Arrivals& all() { return arrivals(0); }
+  bool IsOpen(uint32_t open) const { return static_cast<int32_t>(open - static_cast<uint32_t>(barriers_)) >= 0; }
+
+  void Open() {
+    all().open.store(static_cast<uint32_t>(barriers_));
+    if (all().sleepers.load() > 0) FutexWakeAll(all().open);
+  }
+
+  // A rank that polls takes the core that others need to arrive, and hides from the system which core is free.
+  void SleepUntilOpen(const char* call) {
+    auto start = std::chrono::steady_clock::now();
+    ++all().sleepers;
+    for (uint32_t open = all().open.load(); !IsOpen(open); open = all().open.load()) {
+      if (std::chrono::steady_clock::now() - start >= site_.timeout) {
+        --all().sleepers;
+        throw site_.TimedOut(call, site_.timeout, Missing());
+      }
+      FutexWait(all().open, open);
+      Progress(call);
+    }
+    --all().sleepers;
+  }
 
   // Messages of other operations move only inside MPI calls.
   void Progress(const char* call) {
@@ -92,7 +131,7 @@ class MpiWindow : public SharedWindow {
   std::string Missing() {
     std::string text;
     for (int r = 0; r < size(); ++r)
-      if (arrivals(r).load(std::memory_order_acquire) < barriers_)
+      if (arrivals(r).count.load(std::memory_order_relaxed) < barriers_)
         text += (text.empty() ? "" : ", ") + group_->peer(first_ + r);
     return text;
   }
@@ -104,6 +143,7 @@ class MpiWindow : public SharedWindow {
   MPI_Comm local_ = MPI_COMM_NULL;
   MPI_Win window_ = MPI_WIN_NULL;
   uint64_t barriers_ = 0;
+  const bool crowded_ = size() > sysconf(_SC_NPROCESSORS_ONLN);   // more ranks than cores
 };
 
 }  // namespace
