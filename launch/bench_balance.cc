@@ -109,7 +109,7 @@ Status BenchBalanceCommand::Record(Job& job) {
     LoadMatrix loads(stats.expert_layers, static_cast<int>(engine.config().n_routed_experts));
     loads.values = stats.expert_load;
     std::fputs(("routing counted while recording, experts as placed:\n" + SpreadByLayer(stats.expert_spread)).c_str(), stdout);
-    return WriteFile(in_.record, FormatLoads(loads));
+    return WriteFile(in_.record, FormatLoads(loads) + SpreadComments(stats.expert_spread));
   });
 }
 

@@ -8,6 +8,7 @@
 #include "launch/command.h"
 #include "launch/files.h"
 #include "launch/session.h"
+#include "launch/spread_report.h"
 #include "launch/traffic_report.h"
 
 namespace latentmesh {
@@ -27,6 +28,7 @@ class BenchLatencyCommand : public Command {
     std::vector<double> latency, prefill, per_token;      // seconds, by iteration
     DraftCounts drafts;                                   // of all measured iterations
     TrafficReport traffic;                                // of the last iteration
+    std::vector<RoutingSpread> spread;                    // since the start
   };
   Result<Samples> Measure(Engine& engine) const;
   Status Report(const Runtime& runtime, const Samples& samples) const;
@@ -67,6 +69,7 @@ Result<BenchLatencyCommand::Samples> BenchLatencyCommand::Measure(Engine& engine
     double first = *std::max_element(result.first_token.begin(), result.first_token.end());
     samples.latency.push_back(result.seconds);
     samples.traffic = result.traffic;
+    samples.spread = result.spread;
     samples.prefill.push_back(first);
     samples.per_token.push_back((result.seconds - first) / std::max(workload.output_len - 1, 1));
   }
@@ -86,7 +89,7 @@ Status BenchLatencyCommand::Report(const Runtime& runtime, const Samples& sample
   text += fmt::format("Prefill: {:.4f} s, {:.2f} tokens/s; decode: {:.3f} ms a step, {:.2f} tokens/s\n", prefill,
                       prompt_tokens / prefill, per_token * 1e3, per_token > 0 ? workload_.requests / per_token : 0);
   text += DraftReport(samples.drafts);
-  text += TrafficText(samples.traffic, runtime);
+  text += TrafficText(samples.traffic, runtime) + SpreadReport(samples.spread);
   std::fputs(text.c_str(), stdout);
   if (output_json_.empty()) return Status::Ok();
   boost::json::object object = {{"avg_latency", Mean(samples.latency)},
@@ -100,6 +103,7 @@ Status BenchLatencyCommand::Report(const Runtime& runtime, const Samples& sample
                                 {"input_len", workload_.input_len},
                                 {"output_len", workload_.output_len},
                                 {"traffic", boost::json::parse(TrafficJson(samples.traffic))},
+                                {"routing_spread", boost::json::parse(SpreadJson(samples.spread))},
                                 {"layout", ToString(runtime.layout())},
                                 {"device", runtime.device_name()}};
   return WriteFile(output_json_, boost::json::serialize(object) + "\n");

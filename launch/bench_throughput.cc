@@ -8,6 +8,7 @@
 #include "launch/command.h"
 #include "launch/files.h"
 #include "launch/session.h"
+#include "launch/spread_report.h"
 #include "launch/traffic_report.h"
 
 namespace latentmesh {
@@ -62,7 +63,7 @@ Status BenchThroughputCommand::Report(const Runtime& runtime, const WorkloadResu
   text += fmt::format("Steps with prompt tokens: {:.3f} s; steps that only decode: {:.3f} s, {:.2f} tokens/s; "
                       "preemptions: {}\n", result.prefill_seconds, result.decode_seconds,
                       rate(result.decode_step_outputs, result.decode_seconds), result.preemptions);
-  text += DraftReport(result.drafts) + TrafficText(result.traffic, runtime);
+  text += DraftReport(result.drafts) + TrafficText(result.traffic, runtime) + SpreadReport(result.spread);
   text += CacheReport(runtime.config(), runtime.options().kv_dtype) + "\n";
   std::fputs(text.c_str(), stdout);
   if (output_json_.empty()) return Status::Ok();
@@ -81,6 +82,7 @@ Status BenchThroughputCommand::Report(const Runtime& runtime, const WorkloadResu
                                 {"spec_decode_acceptance_rate", result.drafts.AcceptanceRate()},
                                 {"spec_decode_acceptance_length", result.drafts.AcceptanceLength()},
                                 {"traffic", boost::json::parse(TrafficJson(result.traffic))},
+                                {"routing_spread", boost::json::parse(SpreadJson(result.spread))},
                                 {"layout", ToString(runtime.layout())},
                                 {"device", runtime.device_name()}};
   return WriteFile(output_json_, boost::json::serialize(object) + "\n");

@@ -66,6 +66,7 @@ Result<WorkloadResult> RunWorkload(Engine& engine, const Workload& workload) {
   result.preemptions = after.preemptions - before.preemptions;
   result.traffic = TrafficBetween(traffic_before, engine.Traffic());
   result.drafts = DraftsBetween(before, after);
+  result.spread = after.expert_spread;
   return result;
 }
 

@@ -28,6 +28,7 @@ struct WorkloadResult {
   int64_t preemptions = 0;
   DraftCounts drafts;
   TrafficReport traffic;
+  std::vector<RoutingSpread> spread;    // of each expert layer, since the engine's start; empty: not counted
   std::vector<double> first_token;      // seconds since submission, by request
   std::vector<double> finished;
 };

@@ -14,5 +14,9 @@ std::string SpreadText(const RoutingSpread& spread);
 std::string SpreadReport(const std::vector<RoutingSpread>& layers);
 // A line a layer.
 std::string SpreadByLayer(const std::vector<RoutingSpread>& layers);
+// All layers together: {"tokens", "mean_ranks", "most_ranks", "mean_nodes", "most_nodes"}; null when nothing was counted.
+std::string SpreadJson(const std::vector<RoutingSpread>& layers);
+// The same as comment lines of a file of loads, which ParseLoads leaves out.
+std::string SpreadComments(const std::vector<RoutingSpread>& layers);
 
 }  // namespace latentmesh

@@ -94,6 +94,7 @@ Result<BalanceOutcome> SimulateBalance(const LoadMatrix& observed, const LoadMat
   shape.sites = observed.experts + c.redundant;
   shape.groups = c.groups;
   shape.global = c.global;
+  shape.read_load = model.token_seconds > 0 ? model.read_seconds / model.token_seconds : 0;
   shape.nodes = c.ranks % c.ranks_per_node == 0 ? c.ranks / c.ranks_per_node : 1;
   BalanceOutcome outcome{c, UsesHierarchy(shape), 0, 1, 0, 1, 0, 0, 0, 0};
   for (int l = 0; l < observed.layers; ++l) {

@@ -66,6 +66,17 @@ TEST(BalanceReport, StalePlacementsAreJudgedOnWhatIsServed) {
   EXPECT_LT(right, stale);
 }
 
+// With few tokens a step the time is that of reading weights, and copies add some.
+TEST(BalanceReport, NeverPredictsMoreTimeForItsOwnLoads) {
+  for (int64_t tokens : {100, 10'000, 1'000'000})
+    for (int ranks : {2, 4, 8})
+      for (int redundant : {0, 4, 16}) {
+        LoadMatrix loads = ZipfLoads(3, 32, 0.5, tokens, 3);
+        BalanceOutcome o = SimulateBalance(loads, loads, {ranks, ranks, redundant, 1}, V3OnAnH200()).value();
+        EXPECT_LE(o.after_seconds, o.before_seconds * (1 + 3e-9)) << tokens << " " << ranks << " " << redundant;
+      }
+}
+
 TEST(BalanceReport, EvenLoadsAreIdealAlready) {
   LoadMatrix loads(3, 64);
   std::fill(loads.values.begin(), loads.values.end(), 1000);

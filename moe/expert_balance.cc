@@ -24,13 +24,23 @@ std::vector<int> SplitCapacity(int sites, int packs) {
 
 constexpr double kWorthFewer = 0.995;     // of the heaviest rank's load: to give up some of the copies
 
+double CopyCost(double load, double read_load) { return load > 0 ? std::max(load, read_load) : 0; }
+
 struct Packed {
   std::vector<std::vector<int32_t>> ranks;
   double heaviest = 0;
 };
 
-// `experts` (by index into loads) replicated and packed over `ranks` ranks.
-Packed ReplicateAndPack(std::span<const double> loads, const std::vector<int32_t>& experts, int sites, int ranks) {
+// `experts` (by index into loads) to be replicated and packed over `ranks` ranks.
+struct Task {
+  std::span<const double> loads;
+  const std::vector<int32_t>& experts;
+  int ranks;
+  double read_load;
+};
+
+Packed ReplicateAndPack(const Task& task, int sites) {
+  const auto& [loads, experts, ranks, read_load] = task;
   std::vector<double> own;
   for (int32_t e : experts) own.push_back(loads[e]);
   std::vector<int> copies = ReplicateExperts(own, sites, std::min(ranks, sites));
@@ -43,7 +53,7 @@ Packed ReplicateAndPack(std::span<const double> loads, const std::vector<int32_t
   Packed packed{PackBalanced(std::move(items), SplitCapacity(sites, ranks)), 0};
   for (const auto& rank : packed.ranks) {
     double load = 0;
-    for (int32_t e : rank) load += copy_load[e];
+    for (int32_t e : rank) load += CopyCost(copy_load[e], read_load);
     packed.heaviest = std::max(packed.heaviest, load);
   }
   return packed;
@@ -51,14 +61,14 @@ Packed ReplicateAndPack(std::span<const double> loads, const std::vector<int32_t
 
 // A copy need not help: places are dealt evenly, so that the rank that takes it gives up nothing, and two halves of a
 // hot expert may leave no room for an even split of the others. So fewer copies and none are tried, too. Copies that do
-// not matter stay: they make the ranks' numbers of hot and cold experts alike, and those times are not in the loads.
-std::vector<std::vector<int32_t>> BestCopies(std::span<const double> loads, const std::vector<int32_t>& experts,
-                                             int sites, int ranks) {
-  int least = static_cast<int>(experts.size()), extra = sites - least;
-  Packed best = ReplicateAndPack(loads, experts, sites, ranks);
+// not matter stay: they make the ranks' numbers of hot and cold experts alike; what reading their weights costs is judged
+// where the shape tells it.
+std::vector<std::vector<int32_t>> BestCopies(const Task& task, int sites) {
+  int least = static_cast<int>(task.experts.size()), extra = sites - least;
+  Packed best = ReplicateAndPack(task, sites);
   for (int part : {extra / 2, extra / 4, extra / 8, 0}) {
     if (extra == 0) break;
-    Packed fewer = ReplicateAndPack(loads, experts, least + part, ranks);
+    Packed fewer = ReplicateAndPack(task, least + part);
     if (fewer.heaviest < (part == 0 ? 1 - 1e-9 : kWorthFewer) * best.heaviest) best = std::move(fewer);
   }
   return std::move(best.ranks);
@@ -83,7 +93,7 @@ std::vector<std::vector<int32_t>> BalanceHierarchical(std::span<const double> lo
   std::vector<std::vector<int32_t>> table, nodes = PackGroups(loads, shape);
   for (int n = 0; n < shape.nodes; ++n) {
     int sites = static_cast<int>(SplitRange(shape.sites, shape.nodes, n).count);
-    auto ranks = BestCopies(loads, nodes[n], sites, shape.ranks / shape.nodes);
+    auto ranks = BestCopies({loads, nodes[n], shape.ranks / shape.nodes, shape.read_load}, sites);
     table.insert(table.end(), ranks.begin(), ranks.end());
   }
   return table;
@@ -92,7 +102,7 @@ std::vector<std::vector<int32_t>> BalanceHierarchical(std::span<const double> lo
 std::vector<std::vector<int32_t>> BalanceGlobal(std::span<const double> loads, const BalanceShape& shape) {
   std::vector<int32_t> experts(shape.experts);
   std::iota(experts.begin(), experts.end(), 0);
-  return BestCopies(loads, experts, shape.sites, shape.ranks);
+  return BestCopies({loads, experts, shape.ranks, shape.read_load}, shape.sites);
 }
 
 }  // namespace
@@ -128,6 +138,9 @@ Result<ExpertPlacement> BalanceExperts(std::span<const double> loads, const Bala
   LM_ASSIGN_OR_RETURN(ExpertPlacement balanced, ExpertPlacement::FromTable(shape.experts, table));
   // A heuristic may lose against the plain order; then the plain order stays.
   ExpertPlacement plain = ExpertPlacement::Contiguous(shape.experts, shape.ranks);
+  double cost = PlacementCost(balanced, loads, shape.read_load), plain_cost = PlacementCost(plain, loads, shape.read_load);
+  if (cost < plain_cost * (1 - 1e-9)) return balanced;
+  if (plain_cost < cost * (1 - 1e-9)) return plain;
   double least = MaxOverMean(balanced, loads) * (shape.sites == shape.experts ? 1 : 1 - 1e-9);
   return MaxOverMean(plain, loads) <= least ? plain : balanced;
 }
@@ -138,6 +151,13 @@ std::vector<double> RankLoads(const ExpertPlacement& placement, std::span<const 
   for (int e = 0; e < placement.experts(); ++e)
     for (const ExpertSite& site : placement.Sites(e)) ranks[site.rank] += loads[e] / placement.Replicas(e);
   return ranks;
+}
+
+double PlacementCost(const ExpertPlacement& placement, std::span<const double> loads, double read_load) {
+  std::vector<double> ranks(placement.ranks(), 0.0);
+  for (int e = 0; e < placement.experts(); ++e)
+    for (const ExpertSite& site : placement.Sites(e)) ranks[site.rank] += CopyCost(loads[e] / placement.Replicas(e), read_load);
+  return *std::max_element(ranks.begin(), ranks.end());
 }
 
 double MaxOverMean(const ExpertPlacement& placement, std::span<const double> loads) {

@@ -27,14 +27,17 @@ struct BalanceShape {
   int groups = 1;                    // n_group of the router
   int nodes = 1;                     // node n owns the ranks [n, n + 1) * ranks / nodes
   bool global = false;               // never hierarchical: for one node per few groups, when evenness matters most
+  // A roofline in units of loads: a copy with any load costs at least so much, the time in which its weights are read. 0:
+  // evenness alone is judged.
+  double read_load = 0;
 };
 // kInvalidArgument names the field and what it must be.
 Status ValidateBalanceShape(const BalanceShape& shape);
 // Whether groups can be packed to nodes: nodes divide groups and ranks, groups divide experts, and there are two nodes.
 bool UsesHierarchy(const BalanceShape& shape);
 
-// The balanced placement; hierarchical where the shape allows it, never less even than the same without copies or than
-// the contiguous one. At most SplitRange(sites, ranks, 0) copies a rank. loads[e] >= 0: tokens that chose expert e.
+// The balanced placement; hierarchical where the shape allows it, never costlier (PlacementCost; with read_load 0: less even)
+// than the same without copies or than the contiguous one. At most SplitRange(sites, ranks, 0) copies a rank. loads[e] >= 0: tokens that chose expert e.
 // Deterministic: the same loads give the same placement on every rank. kInvalidArgument for a bad shape or load.
 Result<ExpertPlacement> BalanceExperts(std::span<const double> loads, const BalanceShape& shape);
 
@@ -42,6 +45,9 @@ Result<ExpertPlacement> BalanceExperts(std::span<const double> loads, const Bala
 std::vector<double> RankLoads(const ExpertPlacement& placement, std::span<const double> loads);
 // Largest rank load over mean rank load: the slow-down against perfect balance. 1 when there is no load.
 double MaxOverMean(const ExpertPlacement& placement, std::span<const double> loads);
+
+// Predicted time of the slowest rank, in units of loads: each copy costs its load, but at least read_load if it has any.
+double PlacementCost(const ExpertPlacement& placement, std::span<const double> loads, double read_load);
 
 // --- the two steps, for tests and reports ---
 

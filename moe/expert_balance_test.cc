@@ -145,6 +145,34 @@ TEST(BalanceExperts, CopiesAreNeverWorseThanNone) {
   EXPECT_GT(used, 200);
 }
 
+// Two ranks with as many experts are even enough: copies would only add weights to read.
+TEST(BalanceExperts, CopiesThatCostMoreThanTheyGainAreLeftOut) {
+  std::vector<double> loads = {5, 3, 4, 4, 6, 2, 5, 3};
+  BalanceShape shape{8, 2, 12, 1, 1};
+  shape.read_load = 4;
+  EXPECT_FALSE(BalanceExperts(loads, shape).value().has_replicas());
+  loads[0] = 100;
+  EXPECT_GT(BalanceExperts(loads, shape).value().Replicas(0), 1);
+}
+
+TEST(BalanceExperts, NeverCostlierThanWithoutCopiesOrAsNumbered) {
+  std::mt19937 random(9);
+  for (int trial = 0; trial < 400; ++trial) {
+    int nodes = 1 << random() % 2, ranks = nodes * (1 + static_cast<int>(random() % 4));
+    int groups = nodes * (1 + static_cast<int>(random() % 2)), experts = groups * (1 + static_cast<int>(random() % 6));
+    BalanceShape none{experts, ranks, experts, groups, nodes, trial % 3 == 0};
+    none.read_load = static_cast<double>(random() % 30);
+    BalanceShape some = none;
+    some.sites += static_cast<int>(random() % static_cast<uint32_t>(experts));
+    if (!ValidateBalanceShape(some).ok()) continue;
+    std::vector<double> loads(experts);
+    for (double& load : loads) load = random() % (trial % 2 == 0 ? 20 : 1000);
+    double cost = PlacementCost(BalanceExperts(loads, some).value(), loads, some.read_load);
+    EXPECT_LE(cost, PlacementCost(BalanceExperts(loads, none).value(), loads, some.read_load) * (1 + 3e-9)) << trial;
+    EXPECT_LE(cost, PlacementCost(ExpertPlacement::Contiguous(experts, ranks), loads, some.read_load) * (1 + 3e-9)) << trial;
+  }
+}
+
 TEST(BalanceExperts, NearIdealWithRedundantExperts) {
   for (uint64_t seed = 0; seed < 5; ++seed) {
     std::vector<double> loads = Zipf(256, 0.8, seed);

@@ -81,7 +81,7 @@ Result<LoadMatrix> ParseLoads(const std::string& text, const std::string& file_n
   LoadMatrix loads(0, experts);
   std::vector<int64_t> row;
   for (int number = 2; std::getline(in, line); ++number) {
-    if (line.empty()) continue;
+    if (line.empty() || line[0] == '#') continue;
     if (!ParseRow(line, row)) return bad(number, "expected whole numbers separated by commas");
     if (static_cast<int>(row.size()) != experts + 1)
       return bad(number, std::to_string(row.size() - 1) + " loads, but the header names " + std::to_string(experts));

@@ -50,7 +50,8 @@ class LoadRecorder {
   std::deque<LoadMatrix> closed_;                  // newest first
 };
 
-// Text form of recorded loads: a header `layer,e0,e1,...`, then a line a layer.
+// Text form of recorded loads: a header `layer,e0,e1,...`, then a line a layer. Lines after it that begin with # say more and
+// are left out.
 std::string FormatLoads(const LoadMatrix& loads);
 // kInvalidArgument names the line.
 Result<LoadMatrix> ParseLoads(const std::string& text, const std::string& file_name);

@@ -30,6 +30,7 @@ TEST(LoadRecorder, TextFormComesBack) {
   loads.values = {1, 2, 3, 0, 5'000'000'000, 6};
   EXPECT_EQ(FormatLoads(loads), "layer,e0,e1,e2\n0,1,2,3\n1,0,5000000000,6\n");
   EXPECT_EQ(ParseLoads(FormatLoads(loads), "x.csv").value(), loads);
+  EXPECT_EQ(ParseLoads(FormatLoads(loads) + "# routing,0,5,1.5,2,1,1\n", "x.csv").value(), loads);
 }
 
 TEST(LoadRecorder, BadTextNamesTheLine) {
