@@ -8,7 +8,7 @@
 //   int rounds = dispatcher.Plan({x, ids, weights, k, &placement}, stream);
 //   for (int r = 0; r < rounds; ++r) {
 //     DispatchHandle handle = dispatcher.Dispatch(r, stream);
-//     TensorView y = <experts on handle.sorted, handle.offsets>;
+//     TensorView y = <experts on the handle: Experts::Run>;
 //     dispatcher.Combine(handle, y, out, stream);
 //   }
 //
@@ -79,6 +79,13 @@ struct DispatchHandle {
   int32_t slots_per_row = 0;
   const int32_t* sorted_row = nullptr;   // [N, slots_per_row] row of `sorted`, or -1
   const float* weights = nullptr;        // [N, slots_per_row]
+  // By nodes there is neither `x` nor `sorted`: experts read rows where they lie and write weighted sums where they are
+  // wanted (GatherGateUp, GroupedDownSum).
+  ScatteredRows scattered;               // [R, H] rows received
+  const int32_t* source = nullptr;       // [M] slot, sorted by local expert -> row received
+  const float* slot_weights = nullptr;   // [M]
+  TensorView results;                    // [R, H] of the return type
+  bool in_place() const { return results.data != nullptr; }
 };
 
 // What one rank moves for one dispatch and combine, own tokens to own experts left out.
@@ -109,7 +116,8 @@ class TokenDispatcher {
   // Rounds that this dispatch takes; collective. Waits for ids and weights where counts are exact.
   virtual int Plan(const DispatchParams& params, Stream& stream) = 0;
   virtual DispatchHandle Dispatch(int round, Stream& stream) = 0;
-  // out[t] += results of this round for token t. expert_out [M, H] unweighted, rows as handle.sorted; out [T, H].
+  // out[t] += results of this round for token t. expert_out [M, H] unweighted, rows as handle.sorted, or, in place,
+  // handle.results; out [T, H].
   virtual void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
                        Stream& stream) = 0;
 
@@ -144,7 +152,7 @@ std::unique_ptr<TokenDispatcher> CreateExactDispatcher(Ops& ops, Communicator& e
 // By nodes, for CPU ranks: a token goes at most once to each other node (DeepSeek-V3 report, section 3.2.2) and is read there
 // in place by all ranks that hold experts of it; their results are added in that node and come back as one row. Within a
 // node nothing is sent: rows and results lie in shared memory (Communicator::CreateWindow; where there is none, each rank
-// is a node). f32 activations; limits.ranks_per_node divides the size of `ep`; handles carry no `x`. Any payload.
+// is a node). f32 activations; limits.ranks_per_node divides the size of `ep`; handles are in place, but for one rank. Any payload.
 std::unique_ptr<TokenDispatcher> CreateNodeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits);
 size_t NodeDispatcherBytes(const DispatchLimits& limits, int ranks);     // host memory, its part of the window included
 // Bytes this rank sends to other nodes (TrafficCounters::bytes_sent), and reads in place (bytes_shared).

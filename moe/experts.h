@@ -18,17 +18,19 @@ struct ExpertWeights {
 
 class Experts {
  public:
-  // Scratch for limits.max_slots rows (resolved limits), allocated once. `ops` outlives this.
-  Experts(Ops& ops, const DispatchLimits& limits, int64_t width);
-  static size_t ScratchBytes(const DispatchLimits& limits, int64_t width);
+  // Scratch for limits.max_slots rows (resolved limits), of which up to `dense_slots` may come sorted and not in place;
+  // allocated once. `ops` outlives this.
+  Experts(Ops& ops, const DispatchLimits& limits, int64_t width, int64_t dense_slots);
+  Experts(Ops& ops, const DispatchLimits& limits, int64_t width) : Experts(ops, limits, width, limits.max_slots) {}
+  static size_t ScratchBytes(const DispatchLimits& limits, int64_t width, int64_t dense_slots);
 
-  // [M, H] results of handle.sorted, not weighted; valid until the next Run.
+  // [M, H] results of handle.sorted, not weighted, valid until the next Run; or, in place, handle.results.
   TensorView Run(const ExpertWeights& weights, const DispatchHandle& handle, Stream& stream);
 
  private:
   Ops& ops_;
   Tensor hidden_;                    // [max_slots, width]
-  Tensor out_;                       // [max_slots, hidden]
+  Tensor out_;                       // [dense_slots, hidden]
 };
 
 }  // namespace latentmesh

@@ -45,6 +45,12 @@ DispatchLimits ExpertLimits(const MoeConfig& config, const MoeWorkspaceOptions& 
   return limits;
 }
 
+// Rows that experts get sorted, not in place: of the local dispatcher, and of the one by messages.
+int64_t DenseSlots(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
+  if (options.ranks_per_node == 0 || ranks == 1) return ExpertLimits(config, options, ranks).max_slots;
+  return options.max_replicated_tokens > 0 ? ReplicatedLimits(config, options, ranks).max_slots : 0;
+}
+
 std::unique_ptr<TokenDispatcher> MakeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits) {
   return limits.ranks_per_node > 0 ? CreateNodeDispatcher(ops, ep, limits) : CreateExactDispatcher(ops, ep, limits);
 }
@@ -104,7 +110,7 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
       ep_(ep),
       config_(config),
       dispatcher_(MakeDispatcher(ops, ep, LimitsOf(config, options, ep.size()))),
-      experts_(ops, ExpertLimits(config, options, ep.size()), config.width),
+      experts_(ops, ExpertLimits(config, options, ep.size()), config.width, DenseSlots(config, options, ep.size())),
       logits_(&ops.device(), DType::kF32, {MostTokens(options), config.experts}),
       ids_(&ops.device(), DType::kI32, {MostTokens(options), config.top_k}),
       topk_weights_(&ops.device(), DType::kF32, {MostTokens(options), config.top_k}),
@@ -121,7 +127,7 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
 
 size_t MoeWorkspace::Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size) {
   size_t bytes = DispatcherMemory(LimitsOf(config, options, ep_size), ep_size) +
-                 Experts::ScratchBytes(ExpertLimits(config, options, ep_size), config.width) +
+                 Experts::ScratchBytes(ExpertLimits(config, options, ep_size), config.width, DenseSlots(config, options, ep_size)) +
                  static_cast<size_t>(MostTokens(options)) * 4 * (config.experts + 2 * config.top_k) +
                  static_cast<size_t>(options.counted_layers) * 8 * config.experts;
   if (options.max_replicated_tokens > 0) bytes += DispatcherBytes(ReplicatedLimits(config, options, ep_size), 1);

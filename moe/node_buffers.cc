@@ -53,14 +53,12 @@ NodeWindowLayout::NodeWindowLayout(const DispatchLimits& l, int ranks, int per_n
 }
 
 NodeBuffers::NodeBuffers(Device* device, const DispatchLimits& l, int ranks, int per_node)
-    : sorted(device, DType::kF32, {l.max_slots, l.hidden}),
-      offsets(device, DType::kI32, {int64_t{l.max_local_experts} + 1}),
+    : offsets(device, DType::kI32, {int64_t{l.max_local_experts} + 1}),
       send(device, WireBufferBytes(l, ranks, per_node)),
       recv(device, WireBufferBytes(l, ranks, per_node)) {}
 
 size_t NodeBuffers::Bytes(const DispatchLimits& l, int ranks, int per_node) {
-  return static_cast<size_t>(l.max_slots * l.hidden) * 4 + 4 * (static_cast<size_t>(l.max_local_experts) + 1) +
-         2 * WireBufferBytes(l, ranks, per_node);
+  return 4 * (static_cast<size_t>(l.max_local_experts) + 1) + 2 * WireBufferBytes(l, ranks, per_node);
 }
 
 std::unique_ptr<SharedWindow> CreatePrivateWindow(size_t bytes) { return std::make_unique<PrivateWindow>(bytes); }

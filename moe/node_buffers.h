@@ -33,7 +33,6 @@ struct NodeBuffers {
   NodeBuffers(Device* device, const DispatchLimits& resolved, int ranks, int per_node);
   static size_t Bytes(const DispatchLimits& resolved, int ranks, int per_node);
 
-  Tensor sorted;                     // [max_slots, H] f32
   Tensor offsets;                    // [max_local_experts + 1]
   Buffer send, recv;                 // rows to and from other nodes; empty with one node
 };

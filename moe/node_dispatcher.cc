@@ -2,8 +2,9 @@
 // place there; within a node everything lies in a shared window, written once by its owner and read in place.
 //
 //   Plan      publishes the choices and all tokens as rows of the wire's type; barrier
-//   Dispatch  reads the rows for this rank's experts into sorted order
-//   Combine   publishes a weighted sum for each row received; barrier; each host reads its tokens' sums in place
+//   Dispatch  tells this rank's experts where their rows lie; they read them there, and write a weighted sum for each row
+//             into the window
+//   Combine   barrier; each host reads its tokens' sums in place
 //
 // Between nodes there are four exchanges among ranks of the same place: counts, choices, rows, sums; and one of the number
 // of rounds. Reuse of the window: a rank's tokens are read before the barrier in Combine, its sums before the next Plan's
@@ -16,6 +17,8 @@
 #include "moe/dispatcher.h"
 #include "moe/node_buffers.h"
 #include "moe/node_plan.h"
+#include "moe/peer_exchange.h"
+#include "moe/row_sums.h"
 #include "parallel/process_mesh.h"
 
 namespace latentmesh {
@@ -24,11 +27,9 @@ namespace {
 class NodeDispatcher : public TokenDispatcher {
  public:
   NodeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits)
-      : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())) {
+      : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())), peers_(ep) {
     OpenWindow();
     buffers_ = NodeBuffers(&ops.device(), limits_, ep.size(), shape().per_node);
-    for (std::vector<size_t>* v : {&send_bytes_, &send_offsets_, &recv_bytes_, &recv_offsets_})
-      v->assign(static_cast<size_t>(ep.size()), 0);
   }
 
   const DispatchLimits& limits() const override { return limits_; }
@@ -39,10 +40,6 @@ class NodeDispatcher : public TokenDispatcher {
   DispatchVolume last_volume() const override;
 
  private:
-  struct RowSum {
-    int begin, count;                // of pointers_
-    void* out;
-  };
   const NodeShape& shape() const { return lists_.shape; }
   bool one_node() const { return shape().nodes() == 1; }
   void OpenWindow();
@@ -57,21 +54,22 @@ class NodeDispatcher : public TokenDispatcher {
   void SendChoices(Stream& stream);
   void FindLists();
   int AgreeOnRounds(Stream& stream);
-  void SetRun(int node, size_t send, size_t send_offset, size_t recv, size_t recv_offset);
-  void Exchange(const void* send, void* recv, Stream& stream);
+  using Run = PeerExchange::Run;
+  void SetRun(int node, const Run& send, const Run& recv) { peers_.Set(shape().Peer(node), send, recv); }
   Range Share(int64_t tokens) const { return SplitRange(tokens, rounds_, round_); }
   size_t HostedOffset(int member, int node) const;
   void SendRows(Stream& stream);
   const char* RowAt(const NodeRows::Row& row);
-  void SortRows();
-  void ReadRows();
-  void SumResults(const TensorView& expert_out);
-  void AddPointers(int node, int64_t token, std::vector<int32_t>& next);
+  void FindRows();
+  void SortSlots();
+  void AddResults(int node, int64_t token, std::vector<int32_t>& next);
   void SumOwn(const TensorView& out);
   void SumHosted();
   void ReturnHosted(Stream& stream);
   void AddReturned(const TensorView& out);
-  void RunSums(DType from, DType to, bool accumulate);
+  void RunSums(DType to, bool accumulate) {
+    sums_.Run(ops_.device(), limits_.hidden, {layout_.back_format.dtype, to, accumulate});
+  }
 
   Ops& ops_;
   Communicator& ep_;
@@ -79,6 +77,7 @@ class NodeDispatcher : public TokenDispatcher {
   NodeWindowLayout layout_;
   std::unique_ptr<SharedWindow> window_;
   NodeBuffers buffers_;
+  PeerExchange peers_;
 
   // From Plan to the last Combine.
   DispatchParams params_;
@@ -91,11 +90,10 @@ class NodeDispatcher : public TokenDispatcher {
   // One round.
   int round_ = 0;
   NodeRows rows_;
-  std::vector<int32_t> position_;          // [slots] row of `sorted`
-  std::vector<const void*> pointers_;
-  std::vector<float> ones_;
-  std::vector<RowSum> sums_;
-  std::vector<size_t> send_bytes_, send_offsets_, recv_bytes_, recv_offsets_;
+  std::vector<const void*> received_;      // [rows] where they lie
+  std::vector<int32_t> source_, next_;     // [slots] sorted by expert -> row; [experts] next free place
+  std::vector<float> slot_weights_;        // [slots]
+  RowSums sums_;
 };
 
 // Where hosts share no memory after all, every rank is a node of its own.
@@ -152,16 +150,6 @@ void NodeDispatcher::Publish(Stream&) {
   });
 }
 
-void NodeDispatcher::SetRun(int node, size_t send, size_t send_offset, size_t recv, size_t recv_offset) {
-  auto peer = static_cast<size_t>(shape().Peer(node));
-  send_bytes_[peer] = send, send_offsets_[peer] = send_offset;
-  recv_bytes_[peer] = recv, recv_offsets_[peer] = recv_offset;
-}
-
-void NodeDispatcher::Exchange(const void* send, void* recv, Stream& stream) {
-  ep_.AllToAllV({send, send_bytes_, send_offsets_, recv, recv_bytes_, recv_offsets_}, stream);
-}
-
 // Counts, then choices, straight into the window.
 void NodeDispatcher::SendChoices(Stream& stream) {
   std::vector<int32_t> counts(static_cast<size_t>(shape().nodes()));
@@ -169,14 +157,15 @@ void NodeDispatcher::SendChoices(Stream& stream) {
   for (int n = 0; n < shape().nodes(); ++n) {
     counts[static_cast<size_t>(n)] = static_cast<int32_t>(to_node_[static_cast<size_t>(n)].size());
     size_t bytes = n == shape().node() ? 0 : 4;
-    SetRun(n, bytes, static_cast<size_t>(n) * 4, bytes, static_cast<size_t>(n) * 4);
+    Run run{bytes, static_cast<size_t>(n) * 4};
+    SetRun(n, run, run);
   }
-  Exchange(counts.data(), hosted, stream);
+  peers_.Exchange(counts.data(), hosted, stream);
   size_t each = static_cast<size_t>(params_.k) * sizeof(WireChoice), offset = 0;
   char* send = static_cast<char*>(buffers_.send.data());
   for (int n = 0; n < shape().nodes(); ++n) {
     if (n == shape().node()) {
-      SetRun(n, 0, 0, 0, 0);
+      SetRun(n, {}, {});
       continue;
     }
     LM_CHECK_MSG(hosted[n] >= 0 && hosted[n] <= limits_.max_tokens, "dispatch: damaged count of tokens");
@@ -185,11 +174,11 @@ void NodeDispatcher::SendChoices(Stream& stream) {
       std::memcpy(send + offset, Choices(shape().member(), shape().node()) + int64_t{t} * params_.k, each);
       offset += each;
     }
-    SetRun(n, offset - begin, begin, static_cast<size_t>(hosted[n]) * each, static_cast<size_t>(n) * layout_.list_choices);
+    SetRun(n, {offset - begin, begin}, {static_cast<size_t>(hosted[n]) * each, static_cast<size_t>(n) * layout_.list_choices});
     volume_.node_rows_sent += static_cast<int64_t>(to_node_[static_cast<size_t>(n)].size());
     volume_.node_rows_received += hosted[n];
   }
-  Exchange(send, Mine() + layout_.choices, stream);
+  peers_.Exchange(send, Mine() + layout_.choices, stream);
 }
 
 void NodeDispatcher::FindLists() {
@@ -233,9 +222,9 @@ void NodeDispatcher::SendRows(Stream& stream) {
     for (int64_t i = share.begin; i < share.end(); ++i, offset += layout_.out_row)
       std::memcpy(send + offset, own + static_cast<size_t>(tokens[static_cast<size_t>(i)]) * layout_.out_row, layout_.out_row);
     size_t coming = n == shape().node() ? 0 : static_cast<size_t>(Share(lists_.At(shape().member(), n).tokens).count);
-    SetRun(n, offset - begin, begin, coming * layout_.out_row, HostedOffset(shape().member(), n));
+    SetRun(n, {offset - begin, begin}, {coming * layout_.out_row, HostedOffset(shape().member(), n)});
   }
-  Exchange(send, Mine(), stream);
+  peers_.Exchange(send, Mine(), stream);
 }
 
 const char* NodeDispatcher::RowAt(const NodeRows::Row& row) {
@@ -244,8 +233,20 @@ const char* NodeDispatcher::RowAt(const NodeRows::Row& row) {
   return Part(row.member) + HostedOffset(row.member, row.node) + static_cast<size_t>(within) * layout_.out_row;
 }
 
+// Experts will read these rows from wherever they lie.
+void NodeDispatcher::FindRows() {
+  received_.clear();
+  int64_t foreign = 0;
+  for (const NodeRows::Row& row : rows_.rows) {
+    received_.push_back(RowAt(row));
+    foreign += row.member != shape().member();
+  }
+  ep_.CountShared(static_cast<size_t>(foreign) * layout_.out_row);
+  volume_.shared_rows_read += foreign;
+}
+
 // Stable counting sort of the slots by expert.
-void NodeDispatcher::SortRows() {
+void NodeDispatcher::SortSlots() {
   int32_t experts = params_.placement->LocalCount(ep_.rank()), *offsets = buffers_.offsets.view.i32();
   std::fill_n(offsets, experts + 1, 0);
   for (int32_t e : rows_.expert) {
@@ -253,31 +254,16 @@ void NodeDispatcher::SortRows() {
     ++offsets[e + 1];
   }
   for (int32_t e = 0; e < experts; ++e) offsets[e + 1] += offsets[e];
-  std::vector<int32_t> next(offsets, offsets + experts);
-  position_.clear();
-  for (int32_t e : rows_.expert) position_.push_back(next[static_cast<size_t>(e)]++);
-}
-
-// Each row is decoded once, from wherever it lies, and copied for further experts of its token.
-void NodeDispatcher::ReadRows() {
-  auto count = static_cast<int64_t>(rows_.rows.size());
-  pointers_.resize(static_cast<size_t>(count));
-  int64_t foreign = 0;
-  for (size_t i = 0; i < pointers_.size(); ++i) {
-    pointers_[i] = RowAt(rows_.rows[i]);
-    foreign += rows_.rows[i].member != shape().member();
+  next_.assign(offsets, offsets + experts);
+  source_.resize(rows_.expert.size());
+  slot_weights_.resize(rows_.expert.size());
+  for (size_t row = 0; row < rows_.rows.size(); ++row) {
+    for (auto s = static_cast<size_t>(rows_.slot_begin[row]); s < static_cast<size_t>(rows_.slot_begin[row + 1]); ++s) {
+      auto at = static_cast<size_t>(next_[static_cast<size_t>(rows_.expert[s])]++);
+      source_[at] = static_cast<int32_t>(row);
+      slot_weights_[at] = rows_.weight[s];
+    }
   }
-  ep_.CountShared(static_cast<size_t>(foreign) * layout_.out_row);
-  volume_.shared_rows_read += foreign;
-  float* sorted = buffers_.sorted.view.f32();
-  int64_t hidden = limits_.hidden;
-  ForWireRows(ops_.device(), count, hidden, [&](int64_t i) {
-    int64_t begin = rows_.slot_begin[static_cast<size_t>(i)], end = rows_.slot_begin[static_cast<size_t>(i) + 1];
-    float* to = sorted + position_[static_cast<size_t>(begin)] * hidden;
-    DecodeWireRow(static_cast<const char*>(pointers_[static_cast<size_t>(i)]), layout_.out_format, to);
-    for (int64_t s = begin + 1; s < end; ++s)
-      std::memcpy(sorted + position_[static_cast<size_t>(s)] * hidden, to, static_cast<size_t>(hidden) * 4);
-  });
 }
 
 DispatchHandle NodeDispatcher::Dispatch(int round, Stream& stream) {
@@ -289,13 +275,17 @@ DispatchHandle NodeDispatcher::Dispatch(int round, Stream& stream) {
     window_->Barrier("dispatch: rows of other nodes");
   }
   rows_.Build(lists_, rounds_, round);
-  SortRows();
-  ReadRows();
+  FindRows();
+  SortSlots();
   std::memcpy(Mine() + layout_.first, rows_.first.data(), rows_.first.size() * 4);
   DispatchHandle handle;
   handle.round = round;
   handle.rows = static_cast<int64_t>(rows_.expert.size());
-  handle.sorted = buffers_.sorted.view.Rows(0, handle.rows);
+  auto received = static_cast<int64_t>(received_.size());
+  handle.scattered = {received_.data(), received, layout_.out_format.dtype, limits_.hidden};
+  handle.source = source_.data();
+  handle.slot_weights = slot_weights_.data();
+  handle.results = TensorView(Mine() + layout_.results, layout_.back_format.dtype, {received, limits_.hidden});
   handle.offsets = buffers_.offsets.view.i32();
   handle.experts = params_.placement->LocalCount(ep_.rank());
   return handle;
@@ -303,8 +293,7 @@ DispatchHandle NodeDispatcher::Dispatch(int round, Stream& stream) {
 
 void NodeDispatcher::Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
                              Stream& stream) {
-  LM_CHECK(handle.round == round_ && expert_out.dim(0) == handle.rows && out.dim(0) == params_.x.dim(0));
-  SumResults(expert_out);
+  LM_CHECK(handle.round == round_ && expert_out.data == handle.results.data && out.dim(0) == params_.x.dim(0));
   window_->Barrier("combine: results");
   SumOwn(out);
   if (one_node()) return;
@@ -313,21 +302,9 @@ void NodeDispatcher::Combine(const DispatchHandle& handle, const TensorView& exp
   AddReturned(out);
 }
 
-void NodeDispatcher::SumResults(const TensorView& expert_out) {
-  pointers_.clear();
-  for (int32_t position : position_) pointers_.push_back(expert_out.f32() + position * expert_out.row_stride);
-  char* results = Mine() + layout_.results;
-  ForWireRows(ops_.device(), static_cast<int64_t>(rows_.rows.size()), limits_.hidden, [&](int64_t i) {
-    auto begin = static_cast<size_t>(rows_.slot_begin[static_cast<size_t>(i)]);
-    int count = static_cast<int>(rows_.slot_begin[static_cast<size_t>(i) + 1]) - static_cast<int>(begin);
-    SumWireRows({pointers_.data() + begin, rows_.weight.data() + begin, count, DType::kF32, layout_.back_format.dtype,
-                 results + static_cast<size_t>(i) * layout_.back_row, limits_.hidden, false});
-  });
-}
-
-// Where the members of this node have put their sums for one token of a list this rank hosts. `next` counts the list's rows
+// Adds what the members of this node have for one token of a list this rank hosts. `next` counts the list's rows
 // of each member.
-void NodeDispatcher::AddPointers(int node, int64_t token, std::vector<int32_t>& next) {
+void NodeDispatcher::AddResults(int node, int64_t token, std::vector<int32_t>& next) {
   int32_t members[64];
   int list = shape().member() * shape().nodes() + node;
   int count = MembersOf(lists_.At(shape().member(), node).choices + token * params_.k, params_.k, shape(), members);
@@ -335,48 +312,36 @@ void NodeDispatcher::AddPointers(int node, int64_t token, std::vector<int32_t>& 
     char* part = Part(members[i]);
     int32_t first = reinterpret_cast<const int32_t*>(part + layout_.first)[list];
     auto row = static_cast<size_t>(first + next[static_cast<size_t>(members[i])]++);
-    pointers_.push_back(part + layout_.results + row * layout_.back_row);
+    sums_.Add(part + layout_.results + row * layout_.back_row);
     if (members[i] != shape().member()) ++volume_.shared_results_read, ep_.CountShared(layout_.back_row);
   }
 }
 
-void NodeDispatcher::RunSums(DType from, DType to, bool accumulate) {
-  int most = 0;
-  for (const RowSum& sum : sums_) most = std::max(most, sum.count);
-  ones_.assign(static_cast<size_t>(most), 1.0f);
-  ForWireRows(ops_.device(), static_cast<int64_t>(sums_.size()), limits_.hidden, [&](int64_t i) {
-    const RowSum& sum = sums_[static_cast<size_t>(i)];
-    SumWireRows({pointers_.data() + sum.begin, ones_.data(), sum.count, from, to, sum.out, limits_.hidden, accumulate});
-  });
-}
-
 void NodeDispatcher::SumOwn(const TensorView& out) {
-  pointers_.clear(), sums_.clear();
+  sums_.Clear();
   std::vector<int32_t> next(static_cast<size_t>(shape().per_node), 0);
   Range share = Share(lists_.At(shape().member(), shape().node()).tokens);
   for (int64_t t = share.begin; t < share.end(); ++t) {
-    int begin = static_cast<int>(pointers_.size());
-    AddPointers(shape().node(), t, next);
-    sums_.push_back({begin, static_cast<int>(pointers_.size()) - begin, out.f32() + t * out.row_stride});
+    sums_.Begin(out.f32() + t * out.row_stride);
+    AddResults(shape().node(), t, next);
   }
-  RunSums(layout_.back_format.dtype, DType::kF32, true);
+  RunSums(DType::kF32, true);
 }
 
 // One row for each token of another node, over all members of this one.
 void NodeDispatcher::SumHosted() {
-  pointers_.clear(), sums_.clear();
+  sums_.Clear();
   char* to = static_cast<char*>(buffers_.send.data());
   for (int n = 0; n < shape().nodes(); ++n) {
     if (n == shape().node()) continue;
     std::vector<int32_t> next(static_cast<size_t>(shape().per_node), 0);
     Range share = Share(lists_.At(shape().member(), n).tokens);
     for (int64_t t = share.begin; t < share.end(); ++t, to += layout_.back_row) {
-      int begin = static_cast<int>(pointers_.size());
-      AddPointers(n, t, next);
-      sums_.push_back({begin, static_cast<int>(pointers_.size()) - begin, to});
+      sums_.Begin(to);
+      AddResults(n, t, next);
     }
   }
-  RunSums(layout_.back_format.dtype, layout_.back_format.dtype, false);
+  RunSums(layout_.back_format.dtype, false);
 }
 
 void NodeDispatcher::ReturnHosted(Stream& stream) {
@@ -385,10 +350,10 @@ void NodeDispatcher::ReturnHosted(Stream& stream) {
     bool other = n != shape().node();
     auto back = static_cast<size_t>(other ? Share(lists_.At(shape().member(), n).tokens).count : 0) * layout_.back_row;
     auto coming = static_cast<size_t>(Share(static_cast<int64_t>(to_node_[static_cast<size_t>(n)].size())).count) * layout_.back_row;
-    SetRun(n, back, send, coming, recv);
+    SetRun(n, {back, send}, {coming, recv});
     send += back, recv += coming;
   }
-  Exchange(buffers_.send.data(), buffers_.recv.data(), stream);
+  peers_.Exchange(buffers_.send.data(), buffers_.recv.data(), stream);
 }
 
 // A token's sums in order of node, so that results do not depend on timing.
@@ -401,27 +366,17 @@ void NodeDispatcher::AddReturned(const TensorView& out) {
       returned.emplace_back(tokens[static_cast<size_t>(i)], from);
   }
   std::stable_sort(returned.begin(), returned.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  pointers_.clear(), sums_.clear();
+  sums_.Clear();
   for (size_t i = 0; i < returned.size(); ++i) {
-    if (i == 0 || returned[i].first != returned[i - 1].first)
-      sums_.push_back({static_cast<int>(i), 0, out.f32() + returned[i].first * out.row_stride});
-    ++sums_.back().count;
-    pointers_.push_back(returned[i].second);
+    if (i == 0 || returned[i].first != returned[i - 1].first) sums_.Begin(out.f32() + returned[i].first * out.row_stride);
+    sums_.Add(returned[i].second);
   }
-  RunSums(layout_.back_format.dtype, DType::kF32, true);
+  RunSums(DType::kF32, true);
 }
 
 DispatchVolume NodeDispatcher::last_volume() const {
   DispatchVolume volume = volume_;
-  int32_t members[64];
-  const TokenList& mine = lists_.At(shape().member(), shape().node());
-  for (int64_t t = 0; t < mine.tokens; ++t) {
-    const WireChoice* choices = mine.choices + t * lists_.k;
-    NodeShape all{shape().ranks, shape().ranks, shape().rank};          // every rank a member
-    int count = MembersOf(choices, lists_.k, all, members);
-    for (int i = 0; i < count; ++i) volume.rows_sent += members[i] != ep_.rank();
-    for (int32_t j = 0; j < lists_.k; ++j) volume.slots_sent += choices[j].rank != ep_.rank();
-  }
+  CountDestinations(lists_, volume);
   return volume;
 }
 
@@ -439,24 +394,6 @@ size_t NodeDispatcherBytes(const DispatchLimits& limits, int ranks) {
   DispatchLimits resolved = ResolveLimits(limits, ranks);
   return NodeWindowLayout(resolved, ranks, limits.ranks_per_node).bytes +
          NodeBuffers::Bytes(resolved, ranks, limits.ranks_per_node);
-}
-
-DispatchWireBytes NodeDispatchBytes(const DispatchVolume& volume, const DispatchLimits& limits, int ranks) {
-  int nodes = ranks / limits.ranks_per_node;
-  if (nodes == 1) return {};
-  DispatchWireBytes bytes;
-  auto out_row = static_cast<int64_t>(WireRowBytes({limits.payload, limits.hidden}));
-  auto back_row = static_cast<int64_t>(WireRowBytes({ReturnType(limits.payload), limits.hidden}));
-  bytes.counts = 4 * (nodes - 1) + 4 * (ranks - 1);                     // tokens for each node; rounds for each rank
-  bytes.metadata = volume.node_rows_sent * limits.top_k * static_cast<int64_t>(sizeof(WireChoice));
-  bytes.dispatch = volume.node_rows_sent * out_row;
-  bytes.combine = volume.node_rows_received * back_row;
-  return bytes;
-}
-
-int64_t NodeSharedBytes(const DispatchVolume& volume, const DispatchLimits& limits) {
-  return volume.shared_rows_read * static_cast<int64_t>(WireRowBytes({limits.payload, limits.hidden})) +
-         volume.shared_results_read * static_cast<int64_t>(WireRowBytes({ReturnType(limits.payload), limits.hidden}));
 }
 
 }  // namespace latentmesh

@@ -51,7 +51,7 @@ struct Outcome {
 Outcome RunRank(const Case& c, const DenseExperts& dense, Communicator& ep) {
   RankKit kit;
   auto dispatcher = CreateNodeDispatcher(*kit.ops, ep, c.limits);
-  Experts experts(*kit.ops, dispatcher->limits(), kWidth);
+  Experts experts(*kit.ops, dispatcher->limits(), kWidth, 0);  // all come in place
   LocalWeights weights(dense, c.placement.LocalExperts(ep.rank()));
   RankTokens mine = c.ranks[static_cast<size_t>(ep.rank())];
   Outcome o;

@@ -50,6 +50,10 @@ int OtherNodesOf(const WireChoice* choices, int32_t k, const NodeShape& shape, i
 // most max_rows rows and max_slots slots, and hosts at most max_rows tokens of other nodes.
 int RoundsForNode(const NodeLists& lists, const RoundLimits& limits);
 
+struct DispatchVolume;
+// Adds the (token, other rank) and (token, expert on another rank) pairs of this rank's own tokens: rows_sent, slots_sent.
+void CountDestinations(const NodeLists& lists, DispatchVolume& volume);
+
 // What one member receives in a round: rows by host, then by node, then by token.
 struct NodeRows {
   struct Row {

@@ -1,14 +1,21 @@
 // dispatch_bench [TOKENS HIDDEN TOP_K EXPERTS [RANKS_PER_NODE]]: under mpirun, dispatch and combine of TOKENS tokens a rank, by
 // messages and by nodes, in each type of rows. Checks the result and the bytes moved against the formula first; then times it
-// against all ranks copying, each, (1) the bytes that it gets from others, (2) the bytes that any way must write.
+// in turn with all ranks copying, each, the bytes that it gets from others.
+//
+// Inside the time of a dispatch and combine are the choices and their exchange, tokens encoded, barriers, the experts' side and
+// the sums added to the output. The experts' side by nodes is a stand-in for what the fused operations do to rows: each row
+// received is decoded once, from where it lies, its sum over its experts is taken from the cache, and is written once into the
+// window. By messages experts are nothing: the rows come sorted, and are taken for results as they are.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <vector>
 
 #include "kernels/cpu/wire_rows.h"
 #include "kernels/device.h"
@@ -34,22 +41,26 @@ struct Rank {
   CommunicatorSet comms;
 };
 
-// Milliseconds until all ranks are done, on rank 0; best of the repeats, and their median. kInner times between two barriers,
-// because ranks leave a barrier at different times: where they share cores, all ranks' work counts in both things compared.
-struct Times { double best, median; };
-
-template <typename Body>
-Times Measure(Rank& rank, Body body) {
-  std::vector<double> times;
-  for (int i = 0; i < kRepeats + 2; ++i) {
-    rank.comms.world->Barrier(*rank.stream);
-    int64_t begin = TraceClock();
-    for (int n = 0; n < kInner; ++n) body();
-    rank.comms.world->Barrier(*rank.stream);
-    if (i >= 2) times.push_back(static_cast<double>(TraceClock() - begin) / 1e6 / kInner);   // the first ones touch fresh memory
+// Milliseconds of each body until all ranks are done, on rank 0: medians over rounds that run one after the other. kInner times
+// between two barriers, because ranks leave a barrier at different times: where they share cores, all ranks' work counts in
+// all things compared.
+std::vector<double> Measure(Rank& rank, const std::vector<std::function<void()>>& bodies) {
+  std::vector<std::vector<double>> times(bodies.size());
+  for (int round = 0; round < kRepeats + 1; ++round) {
+    for (size_t b = 0; b < bodies.size(); ++b) {
+      rank.comms.world->Barrier(*rank.stream);
+      int64_t begin = TraceClock();
+      for (int n = 0; n < kInner; ++n) bodies[b]();
+      rank.comms.world->Barrier(*rank.stream);
+      if (round >= 1) times[b].push_back(static_cast<double>(TraceClock() - begin) / 1e6 / kInner);   // the first touches fresh memory
+    }
   }
-  std::sort(times.begin(), times.end());
-  return {times.front(), times[times.size() / 2]};
+  std::vector<double> medians;
+  for (std::vector<double>& t : times) {
+    std::sort(t.begin(), t.end());
+    medians.push_back(t[t.size() / 2]);
+  }
+  return medians;
 }
 
 // This rank's tokens and their experts: each token with top_k different ones, evenly drawn.
@@ -81,23 +92,73 @@ int64_t Formula(const TokenDispatcher& dispatcher, const Mode& mode, int ranks) 
   return NodeDispatchBytes(volume, dispatcher.limits(), ranks).total() + NodeSharedBytes(volume, dispatcher.limits());
 }
 
-// Bytes that a dispatch and combine with f32 activations writes at the least: tokens in the wire's type, a row for each
-// (token, expert) before the experts, a result for each row received, and the sum of each token.
-int64_t LeastBytesWritten(const Problem& p, DType payload, int64_t rows, int64_t slots) {
+// What experts do to rows in place, without the multiplication: they return their input.
+class StandIn {
+ public:
+  explicit StandIn(int64_t hidden) : row_(static_cast<size_t>(hidden)) {}
+
+  // With `each`, a row is first read again for each of its experts, as the fused operation does.
+  TensorView Run(const DispatchHandle& handle, bool each) {
+    if (!handle.in_place()) return handle.sorted;
+    const WireFormat format{handle.scattered.dtype, handle.scattered.cols};
+    auto decode = [&](int64_t row) { DecodeWireRow(static_cast<const char*>(handle.scattered.rows[row]), format, row_.data()); };
+    for (int64_t i = 0; each && i < handle.rows; ++i) decode(handle.source[i]);
+    GroupByRow(handle);
+    const std::vector<const void*> rows(static_cast<size_t>(handle.experts), row_.data());
+    const TensorView& out = handle.results;
+    for (int64_t r = 0; r < out.dim(0); ++r) {
+      decode(r);
+      auto begin = static_cast<size_t>(begin_[static_cast<size_t>(r)]);
+      int count = begin_[static_cast<size_t>(r) + 1] - begin_[static_cast<size_t>(r)];
+      SumWireRows({rows.data(), weight_.data() + begin, count, DType::kF32, out.dtype,
+                   out.as<char>() + static_cast<size_t>(r * out.row_stride) * DTypeSize(out.dtype), format.hidden, false});
+    }
+    return out;
+  }
+
+ private:
+  void GroupByRow(const DispatchHandle& handle) {
+    begin_.assign(static_cast<size_t>(handle.results.dim(0)) + 1, 0);
+    for (int64_t i = 0; i < handle.rows; ++i) ++begin_[static_cast<size_t>(handle.source[i]) + 1];
+    std::partial_sum(begin_.begin(), begin_.end(), begin_.begin());
+    std::vector<int32_t> next(begin_);
+    weight_.resize(static_cast<size_t>(handle.rows));
+    for (int64_t i = 0; i < handle.rows; ++i)
+      weight_[static_cast<size_t>(next[static_cast<size_t>(handle.source[i])]++)] = handle.slot_weights[i];
+  }
+  std::vector<float> row_, weight_;
+  std::vector<int32_t> begin_;
+};
+
+// Bytes that any way by nodes reads and writes at the least: tokens read and encoded, rows read and results written, results
+// read, outputs read and written.
+int64_t LeastBytes(const Problem& p, DType payload, int64_t rows) {
   auto out = static_cast<int64_t>(WireRowBytes({payload, p.hidden})), back = static_cast<int64_t>(WireRowBytes({ReturnType(payload), p.hidden}));
-  return p.tokens * out + slots * p.hidden * 4 + rows * back + p.tokens * p.hidden * 4;
+  return p.tokens * (p.hidden * 4 + out) + rows * (out + back) + rows * back + p.tokens * p.hidden * 8;
 }
+
+// Copies so many bytes from one place to another; Next takes other places each time, so that they come from memory and not,
+// with little to copy, from the caches.
+class Copies {
+ public:
+  explicit Copies(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), memory_(std::max(size_t{1} << 27, 2 * bytes_), 1) {}
+  void Again() { std::memcpy(memory_.data() + memory_.size() - bytes_, memory_.data(), bytes_); }
+  void Next() {
+    if (at_ + 2 * bytes_ > memory_.size()) at_ = 0;
+    std::memcpy(memory_.data() + at_ + bytes_, memory_.data() + at_, bytes_);
+    at_ += 2 * bytes_;
+  }
+
+ private:
+  size_t bytes_, at_ = 0;
+  std::vector<char> memory_;
+};
 
 // The experts return their input, and weights sum to 1: the output is the input, up to the rounding of the payload.
 double WorstError(const std::vector<float>& out, const std::vector<float>& x) {
   double worst = 0;
   for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::abs(static_cast<double>(out[i]) - x[i]));
   return worst;
-}
-
-double CopyTime(Rank& rank, int64_t bytes) {
-  std::vector<char> from(static_cast<size_t>(std::max<int64_t>(bytes, 1)), 1), to(from.size());
-  return Measure(rank, [&] { std::memcpy(to.data(), from.data(), from.size()); }).median;
 }
 
 void Run(Rank& rank, const Problem& problem, const Mode& mode) {
@@ -115,30 +176,34 @@ void Run(Rank& rank, const Problem& problem, const Mode& mode) {
   Tokens tokens(problem, rank.job.rank());
   std::vector<float> out(tokens.x.size(), 0.0f);
   TensorView in(tokens.x.data(), DType::kF32, {problem.tokens, problem.hidden}), sum(out.data(), DType::kF32, {problem.tokens, problem.hidden});
-  int64_t slots = 0;
-  auto once = [&] {
+  StandIn experts(problem.hidden);
+  auto exchange = [&](bool each) {
     int rounds = dispatcher->Plan({in, tokens.ids.data(), tokens.weights.data(), problem.top_k, &placement}, *rank.stream);
-    slots = 0;
     for (int round = 0; round < rounds; ++round) {
       DispatchHandle handle = dispatcher->Dispatch(round, *rank.stream);
-      slots += handle.rows;
-      dispatcher->Combine(handle, handle.sorted, sum, *rank.stream);
+      dispatcher->Combine(handle, experts.Run(handle, each), sum, *rank.stream);
     }
   };
   TrafficCounters before = rank.comms.ep->traffic();
-  once();
+  exchange(false);
   TrafficCounters after = rank.comms.ep->traffic();
   auto moved = static_cast<int64_t>(after.bytes_sent - before.bytes_sent + after.bytes_shared - before.bytes_shared);
-  int64_t formula = Formula(*dispatcher, mode, ranks), rows = dispatcher->last_volume().rows_sent + problem.tokens * problem.top_k / ranks;
+  int64_t formula = Formula(*dispatcher, mode, ranks);
   double error = WorstError(out, tokens.x), bound = mode.payload == DType::kF32 ? 1e-5 : mode.payload == DType::kBF16 ? 0.02 : 0.08;
-  double exchange = Measure(rank, once).median, nothing = Measure(rank, [] {}).median;
-  double copy = CopyTime(rank, moved), floor = CopyTime(rank, LeastBytesWritten(problem, mode.payload, rows, slots));
+  Copies copies(moved);
+  std::vector<double> ms = Measure(rank, {[&] { exchange(false); }, [&] { copies.Next(); }, [&] { exchange(true); },
+                                          [&] { copies.Again(); }});
   if (rank.job.rank() != 0) return;
-  std::printf("check %s (largest difference %.1e), bytes of rank 0 %.2f MB (formula %s) | %s %s, %d a node: %.2f ms; copy of these bytes %.2f ms, "
-              "ratio %.2f; copy of the least bytes written %.2f ms, ratio %.2f; barriers %.2f ms\n",
+  std::printf("check %s (largest difference %.1e), bytes of rank 0 %.2f MB (formula %s) | %s %s, %d a node: %.2f ms; copy %.2f ms, "
+              "ratio %.2f; of the same bytes again %.2f ms",
               error <= bound ? "ok" : "FAILED", error, static_cast<double>(moved) / 1e6, moved == formula ? "equal" : "DIFFERENT",
-              mode.per_node > 0 ? "by nodes" : "messages", DTypeName(mode.payload), mode.per_node, exchange, copy, exchange / copy, floor,
-              exchange / floor, nothing);
+              mode.per_node > 0 ? "by nodes" : "messages", DTypeName(mode.payload), mode.per_node, ms[0], ms[1], ms[0] / ms[1], ms[3]);
+  if (mode.per_node == ranks) {
+    int64_t rows = dispatcher->last_volume().shared_rows_read + problem.tokens * problem.top_k / ranks;
+    std::printf("; least bytes over the copy's %.2f; rows read again for each expert %.2f ms, ratio %.2f",
+                static_cast<double>(LeastBytes(problem, mode.payload, rows)) / (2.0 * static_cast<double>(moved)), ms[2], ms[2] / ms[1]);
+  }
+  std::printf("\n");
 }
 
 int Main(int argc, char** argv) {
