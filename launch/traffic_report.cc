@@ -18,6 +18,33 @@ int64_t AbsorbedBytes(const Runtime& runtime) {
   return AbsorbedCpBytes(runtime.config(), runtime.layout(), layers, half ? 2 : 4);
 }
 
+void Subtract(CallCounters& counters, const CallCounters& before) {
+  counters.calls -= before.calls;
+  counters.bytes_sent -= before.bytes_sent;
+  counters.bytes_received -= before.bytes_received;
+  counters.seconds -= before.seconds;
+}
+
+// "24.0 calls, 1.5 MiB sent, 1.5 MiB received, 0.310 ms"
+std::string CountsText(const CallCounters& c, double steps) {
+  return fmt::format("{:.1f} calls, {} sent, {} received, {:.3f} ms", static_cast<double>(c.calls) / steps,
+                     FormatSize(static_cast<double>(c.bytes_sent) / steps),
+                     FormatSize(static_cast<double>(c.bytes_received) / steps), 1e3 * c.seconds / steps);
+}
+
+boost::json::object CountsJson(const CallCounters& c) {
+  return {{"calls", c.calls}, {"bytes_sent", c.bytes_sent}, {"bytes_received", c.bytes_received}, {"seconds", c.seconds}};
+}
+
+boost::json::object CollectivesJson(const TrafficCounters& counters) {
+  boost::json::object collectives;
+  for (size_t i = 0; i < kCollectives; ++i) {
+    const CallCounters& c = counters.by_collective[i];
+    if (c.calls > 0) collectives[CollectiveName(static_cast<Collective>(i))] = CountsJson(c);
+  }
+  return collectives;
+}
+
 }  // namespace
 
 TrafficReport TrafficBetween(const TrafficReport& before, const TrafficReport& after) {
@@ -28,13 +55,14 @@ TrafficReport TrafficBetween(const TrafficReport& before, const TrafficReport& a
   for (GroupTraffic& group : spent.groups) {
     for (const GroupTraffic& old : before.groups) {
       if (old.group != group.group) continue;
-      group.counters.calls -= old.counters.calls;
-      group.counters.bytes_sent -= old.counters.bytes_sent;
-      group.counters.bytes_received -= old.counters.bytes_received;
-      group.counters.seconds -= old.counters.seconds;
+      Subtract(group.counters, old.counters);
+      group.counters.bytes_shared -= old.counters.bytes_shared;
+      for (size_t i = 0; i < kCollectives; ++i) Subtract(group.counters.by_collective[i], old.counters.by_collective[i]);
     }
   }
-  std::erase_if(spent.groups, [](const GroupTraffic& group) { return group.counters.calls == 0; });
+  std::erase_if(spent.groups, [](const GroupTraffic& group) {
+    return group.counters.calls == 0 && group.counters.bytes_shared == 0;
+  });
   return spent;
 }
 
@@ -43,10 +71,14 @@ std::string TrafficText(const TrafficReport& traffic, const Runtime& runtime) {
   double steps = static_cast<double>(std::max<int64_t>(traffic.steps, 1));
   for (const GroupTraffic& group : traffic.groups) {
     const TrafficCounters& c = group.counters;
-    text += fmt::format("traffic of rank 0, a step: {} ({} ranks) {:.1f} calls, {} sent, {} received, {:.3f} ms\n",
-                        group.group, group.ranks, static_cast<double>(c.calls) / steps,
-                        FormatSize(static_cast<double>(c.bytes_sent) / steps),
-                        FormatSize(static_cast<double>(c.bytes_received) / steps), 1e3 * c.seconds / steps);
+    text += fmt::format("traffic of rank 0, a step: {} ({} ranks) {}", group.group, group.ranks, CountsText(c, steps));
+    if (c.bytes_shared > 0) text += fmt::format(", {} read in place", FormatSize(static_cast<double>(c.bytes_shared) / steps));
+    text += "\n";
+    for (size_t i = 0; i < kCollectives; ++i) {
+      const CallCounters& one = c.by_collective[i];
+      if (one.calls == 0) continue;
+      text += fmt::format("  {}: {}\n", CollectiveName(static_cast<Collective>(i)), CountsText(one, steps));
+    }
     if (group.group == "cp" && traffic.tokens > 0)
       text += fmt::format("context parallel: {:.1f} bytes sent by rank 0 for each token computed (formula, absorbed: {})\n",
                           static_cast<double>(c.bytes_sent) / static_cast<double>(traffic.tokens), AbsorbedBytes(runtime));
@@ -59,13 +91,12 @@ std::string TrafficText(const TrafficReport& traffic, const Runtime& runtime) {
 std::string TrafficJson(const TrafficReport& traffic) {
   boost::json::array groups;
   for (const GroupTraffic& group : traffic.groups) {
-    const TrafficCounters& c = group.counters;
-    groups.push_back({{"group", group.group},
-                      {"ranks", group.ranks},
-                      {"calls", c.calls},
-                      {"bytes_sent", c.bytes_sent},
-                      {"bytes_received", c.bytes_received},
-                      {"seconds", c.seconds}});
+    boost::json::object object = CountsJson(group.counters);
+    object["group"] = group.group;
+    object["ranks"] = group.ranks;
+    object["bytes_shared"] = group.counters.bytes_shared;
+    object["collectives"] = CollectivesJson(group.counters);
+    groups.push_back(std::move(object));
   }
   return boost::json::serialize(
       boost::json::object{{"steps", traffic.steps},

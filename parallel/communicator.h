@@ -12,6 +12,7 @@
 // is not matched with one made whole. While any is open, only started calls are made on that communicator.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <memory>
@@ -40,13 +41,20 @@ struct StartedCall {
   uint64_t id = 0;
 };
 
+enum class Collective : uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kAllToAll, kSendRecv, kBarrier };
+constexpr int kCollectives = 7;
+const char* CollectiveName(Collective collective);   // "all-reduce", "reduce-scatter", ...
+
 // What a rank has sent and received through one communicator; for traffic reports and tests against formulae.
-struct TrafficCounters {
+struct CallCounters {
   uint64_t calls = 0;
   uint64_t bytes_sent = 0;       // payload to other ranks, each destination counted
   uint64_t bytes_received = 0;
   double seconds = 0;            // host time inside calls
+};
+struct TrafficCounters : CallCounters {
   uint64_t bytes_shared = 0;     // read in place from other ranks' windows (CreateWindow), not sent
+  std::array<CallCounters, kCollectives> by_collective{};    // by Collective; Send and Recv count as kSendRecv
 };
 
 class Communicator {

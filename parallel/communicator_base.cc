@@ -52,22 +52,41 @@ class SoloCommunicator : public CommunicatorBase {
 
 class CommunicatorBase::Count {
  public:
-  Count(CommunicatorBase& owner, size_t sent, size_t received, bool starts = false) : traffic_(owner.traffic_) {
+  Count(CommunicatorBase& owner, Collective kind, size_t sent, size_t received, bool starts = false)
+      : all_(owner.traffic_), one_(owner.traffic_.by_collective[static_cast<size_t>(kind)]) {
     if (owner.size() == 1) sent = received = 0;
     LM_CHECK_MSG(starts || owner.open_.empty(), owner.site_.Describe("a call that is made whole") +
                                                     ": while a started " + owner.open_.front().call +
                                                     " is not finished, only started calls are made");
     RecordFlight(owner.site_.step, owner.site_.operation);
-    ++traffic_.calls;
-    traffic_.bytes_sent += sent;
-    traffic_.bytes_received += received;
+    for (CallCounters* counters : {&all_, &one_}) {
+      ++counters->calls;
+      counters->bytes_sent += sent;
+      counters->bytes_received += received;
+    }
   }
-  ~Count() { traffic_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  ~Count() {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    all_.seconds += seconds, one_.seconds += seconds;
+  }
 
  private:
-  TrafficCounters& traffic_;
+  CallCounters &all_, &one_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
+
+const char* CollectiveName(Collective collective) {
+  switch (collective) {
+    case Collective::kAllReduce: return "all-reduce";
+    case Collective::kReduceScatter: return "reduce-scatter";
+    case Collective::kAllGather: return "all-gather";
+    case Collective::kBroadcast: return "broadcast";
+    case Collective::kAllToAll: return "all-to-all";
+    case Collective::kSendRecv: return "send-receive";
+    case Collective::kBarrier: return "barrier";
+  }
+  return "?";
+}
 
 std::unique_ptr<SharedWindow> Communicator::CreateWindow(size_t, int) { return nullptr; }
 
@@ -78,7 +97,7 @@ void CommunicatorBase::CopyLocal(void* to, const void* from, size_t bytes, Strea
 void CommunicatorBase::AllReduceSum(const TensorView& inout, Stream& stream) {
   CheckReducible(inout);
   size_t moved = 2 * inout.bytes() * (size() - 1) / size();
-  Count count(*this, moved, moved);
+  Count count(*this, Collective::kAllReduce, moved, moved);
   if (size() > 1) DoAllReduceSum(inout, stream);
 }
 
@@ -86,13 +105,13 @@ void CommunicatorBase::ReduceScatterSum(const TensorView& in, const TensorView& 
   CheckReducible(in), CheckReducible(out);
   LM_CHECK(in.dtype == out.dtype && in.size() == out.size() * size());
   size_t moved = out.bytes() * (size() - 1);
-  Count count(*this, moved, moved);
+  Count count(*this, Collective::kReduceScatter, moved, moved);
   if (size() > 1) return DoReduceScatterSum(in, out, stream);
   CopyLocal(out.data, in.data, out.bytes(), stream);
 }
 
 void CommunicatorBase::AllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
-  Count count(*this, bytes * (size() - 1), bytes * (size() - 1));
+  Count count(*this, Collective::kAllGather, bytes * (size() - 1), bytes * (size() - 1));
   if (size() > 1) return DoAllGather(send, recv, bytes, stream);
   CopyLocal(recv, send, bytes, stream);
 }
@@ -100,14 +119,14 @@ void CommunicatorBase::AllGather(const void* send, void* recv, size_t bytes, Str
 void CommunicatorBase::AllGatherV(const void* send, size_t bytes, void* recv, std::span<const size_t> recv_bytes,
                                   Stream& stream) {
   LM_CHECK(static_cast<int>(recv_bytes.size()) == size() && recv_bytes[rank()] == bytes);
-  Count count(*this, bytes * (size() - 1), SumExcept(recv_bytes, rank()));
+  Count count(*this, Collective::kAllGather, bytes * (size() - 1), SumExcept(recv_bytes, rank()));
   if (size() > 1) return DoAllGatherV(send, bytes, recv, recv_bytes, stream);
   CopyLocal(recv, send, bytes, stream);
 }
 
 void CommunicatorBase::Broadcast(void* data, size_t bytes, int root, Stream& stream) {
   LM_CHECK(root >= 0 && root < size());
-  Count count(*this, root == rank() ? bytes * (size() - 1) : 0, root == rank() ? 0 : bytes);
+  Count count(*this, Collective::kBroadcast, root == rank() ? bytes * (size() - 1) : 0, root == rank() ? 0 : bytes);
   if (size() > 1) DoBroadcast(data, bytes, root, stream);
 }
 
@@ -120,7 +139,7 @@ void CommunicatorBase::CheckParts(const AllToAllVParams& p) const {
 
 void CommunicatorBase::AllToAllV(const AllToAllVParams& p, Stream& stream) {
   CheckParts(p);
-  Count count(*this, SumExcept(p.send_bytes, rank()), SumExcept(p.recv_bytes, rank()));
+  Count count(*this, Collective::kAllToAll, SumExcept(p.send_bytes, rank()), SumExcept(p.recv_bytes, rank()));
   if (size() > 1) return DoAllToAllV(p, stream);
   CopyLocal(static_cast<char*>(p.recv) + p.recv_offsets[0], static_cast<const char*>(p.send) + p.send_offsets[0],
             p.send_bytes[0], stream);
@@ -128,13 +147,13 @@ void CommunicatorBase::AllToAllV(const AllToAllVParams& p, Stream& stream) {
 
 void CommunicatorBase::Send(const void* data, size_t bytes, int peer, Stream& stream) {
   LM_CHECK(peer >= 0 && peer < size() && peer != rank());
-  Count count(*this, bytes, 0);
+  Count count(*this, Collective::kSendRecv, bytes, 0);
   DoSend(data, bytes, peer, stream);
 }
 
 void CommunicatorBase::Recv(void* data, size_t bytes, int peer, Stream& stream) {
   LM_CHECK(peer >= 0 && peer < size() && peer != rank());
-  Count count(*this, 0, bytes);
+  Count count(*this, Collective::kSendRecv, 0, bytes);
   DoRecv(data, bytes, peer, stream);
 }
 
@@ -144,20 +163,21 @@ void CommunicatorBase::SendRecv(const void* send, size_t send_bytes, int to, voi
   LM_CHECK_MSG((to == rank()) == (from == rank()), "a message to oneself must be received from oneself");
   if (to == rank()) {
     LM_CHECK(send_bytes == recv_bytes);
-    Count count(*this, 0, 0);
+    Count count(*this, Collective::kSendRecv, 0, 0);
     return CopyLocal(recv, send, send_bytes, stream);
   }
-  Count count(*this, send_bytes, recv_bytes);
+  Count count(*this, Collective::kSendRecv, send_bytes, recv_bytes);
   DoSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
 }
 
 void CommunicatorBase::Barrier(Stream& stream) {
-  Count count(*this, 0, 0);
+  Count count(*this, Collective::kBarrier, 0, 0);
   if (size() > 1) DoBarrier(stream);
 }
 
-StartedMessages& CommunicatorBase::NewMessages(const char* call) {
+StartedMessages& CommunicatorBase::NewMessages(const char* call, Collective kind) {
   messages_.call = call;
+  messages_.kind = kind;
   messages_.sends.clear(), messages_.recvs.clear();
   return messages_;
 }
@@ -167,7 +187,7 @@ StartedCall CommunicatorBase::Start(Stream& stream) {
   std::erase_if(messages_.sends, [](const auto& part) { return part.bytes == 0; });
   std::erase_if(messages_.recvs, [](const auto& part) { return part.bytes == 0; });
   DoStart(++started_, messages_, stream);
-  open_.push_back({started_, messages_.call});
+  open_.push_back({started_, messages_.call, messages_.kind});
   return {started_};
 }
 
@@ -175,17 +195,17 @@ StartedCall CommunicatorBase::StartSendRecv(const void* send, size_t send_bytes,
                                             int from, Stream& stream) {
   if (size() == 1) return SendRecv(send, send_bytes, to, recv, recv_bytes, from, stream), StartedCall{};
   LM_CHECK(to >= 0 && to < size() && from >= 0 && from < size() && to != rank() && from != rank());
-  Count count(*this, send_bytes, recv_bytes, true);
-  StartedMessages& messages = NewMessages("SendRecv");
+  Count count(*this, Collective::kSendRecv, send_bytes, recv_bytes, true);
+  StartedMessages& messages = NewMessages("SendRecv", Collective::kSendRecv);
   messages.sends.push_back({send, send_bytes, to});
   messages.recvs.push_back({recv, recv_bytes, from});
   return Start(stream);
 }
 
 StartedCall CommunicatorBase::StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) {
-  Count count(*this, bytes * (size() - 1), bytes * (size() - 1), true);
+  Count count(*this, Collective::kAllGather, bytes * (size() - 1), bytes * (size() - 1), true);
   CopyLocal(static_cast<char*>(recv) + bytes * rank(), send, bytes, stream);
-  StartedMessages& messages = NewMessages("AllGather");
+  StartedMessages& messages = NewMessages("AllGather", Collective::kAllGather);
   for (int i = 1; i < size(); ++i) {
     const int peer = (rank() + i) % size();
     messages.sends.push_back({send, bytes, peer});
@@ -196,10 +216,10 @@ StartedCall CommunicatorBase::StartAllGather(const void* send, void* recv, size_
 
 StartedCall CommunicatorBase::StartAllToAllV(const AllToAllVParams& p, Stream& stream) {
   CheckParts(p);
-  Count count(*this, SumExcept(p.send_bytes, rank()), SumExcept(p.recv_bytes, rank()), true);
+  Count count(*this, Collective::kAllToAll, SumExcept(p.send_bytes, rank()), SumExcept(p.recv_bytes, rank()), true);
   CopyLocal(static_cast<char*>(p.recv) + p.recv_offsets[rank()],
             static_cast<const char*>(p.send) + p.send_offsets[rank()], p.send_bytes[rank()], stream);
-  NewMessages("AllToAllV");
+  NewMessages("AllToAllV", Collective::kAllToAll);
   for (int i = 1; i < size(); ++i) AddParts(p, (rank() + i) % size());
   return Start(stream);
 }
@@ -224,10 +244,12 @@ void CommunicatorBase::Finish(StartedCall call) {
   if (open == open_.end()) return;
   if (failed_ != nullptr) std::rethrow_exception(failed_);
   auto start = std::chrono::steady_clock::now();
-  const char* name = open->call;
+  const Open finished = *open;
   open_.erase(open);
-  DoFinish(call.id, name);
-  traffic_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  DoFinish(call.id, finished.call);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  traffic_.seconds += seconds;
+  traffic_.by_collective[static_cast<size_t>(finished.kind)].seconds += seconds;
 }
 
 void CommunicatorBase::Finish() {

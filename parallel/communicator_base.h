@@ -30,6 +30,7 @@ struct StartedMessages {
     int from;
   };
   const char* call = "";                   // "AllToAllV", a literal; messages of one call are matched with such only
+  Collective kind = Collective::kSendRecv;
   std::vector<Send> sends;
   std::vector<Recv> recvs;
 };
@@ -95,9 +96,10 @@ class CommunicatorBase : public Communicator {
   struct Open {
     uint64_t id;
     const char* call;
+    Collective kind;
   };
   void CheckParts(const AllToAllVParams& p) const;
-  StartedMessages& NewMessages(const char* call);
+  StartedMessages& NewMessages(const char* call, Collective kind);
   void AddParts(const AllToAllVParams& p, int peer);
   StartedCall Start(Stream& stream);       // of messages_
 

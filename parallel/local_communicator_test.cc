@@ -87,6 +87,30 @@ TEST(LocalCommunicator, CountsTraffic) {
     EXPECT_EQ(t.bytes_sent, 600u + (rank == 2 ? 120u : 0u));
     EXPECT_EQ(t.bytes_received, 600u + (rank == 2 ? 0u : 40u));
     EXPECT_GT(t.seconds, 0);
+    CallCounters sum;
+    for (const CallCounters& c : t.by_collective) sum.calls += c.calls, sum.bytes_sent += c.bytes_sent, sum.seconds += c.seconds;
+    EXPECT_EQ(sum.calls, t.calls);
+    EXPECT_EQ(sum.bytes_sent, t.bytes_sent);
+    EXPECT_NEAR(sum.seconds, t.seconds, 1e-9);
+    EXPECT_EQ(t.by_collective[static_cast<size_t>(Collective::kAllReduce)].bytes_received, 600u);
+    EXPECT_EQ(t.by_collective[static_cast<size_t>(Collective::kBroadcast)].calls, 1u);
+  });
+}
+
+TEST(LocalCommunicator, CountsTimeOfStartedCallsUntilTheyAreFinished) {
+  auto group = CreateLocalGroup("ep", 2, kLong);
+  RunLocalRanks(2, [&](int rank) {
+    HostStream stream;
+    std::vector<float> mine(8), all(16);
+    StartedCall call = group[rank]->StartAllGather(mine.data(), all.data(), 32, stream);
+    const double started = group[rank]->traffic().seconds;
+    group[rank]->Finish(call);
+    const TrafficCounters t = group[rank]->traffic();
+    const CallCounters& gathered = t.by_collective[static_cast<size_t>(Collective::kAllGather)];
+    EXPECT_EQ(gathered.calls, 1u);
+    EXPECT_EQ(gathered.bytes_sent, 32u);
+    EXPECT_GT(gathered.seconds, started);
+    EXPECT_EQ(gathered.seconds, t.seconds);
   });
 }
 
