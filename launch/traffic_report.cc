@@ -33,7 +33,10 @@ std::string CountsText(const CallCounters& c, double steps) {
 }
 
 boost::json::object CountsJson(const CallCounters& c) {
-  return {{"calls", c.calls}, {"bytes_sent", c.bytes_sent}, {"bytes_received", c.bytes_received}, {"seconds", c.seconds}};
+  return {{"calls", c.calls},
+          {"bytes_sent", c.bytes_sent},
+          {"bytes_received", c.bytes_received},
+          {"seconds", c.seconds}};
 }
 
 boost::json::object CollectivesJson(const TrafficCounters& counters) {
@@ -57,7 +60,8 @@ TrafficReport TrafficBetween(const TrafficReport& before, const TrafficReport& a
       if (old.group != group.group) continue;
       Subtract(group.counters, old.counters);
       group.counters.bytes_shared -= old.counters.bytes_shared;
-      for (size_t i = 0; i < kCollectives; ++i) Subtract(group.counters.by_collective[i], old.counters.by_collective[i]);
+      for (size_t i = 0; i < kCollectives; ++i)
+        Subtract(group.counters.by_collective[i], old.counters.by_collective[i]);
     }
   }
   std::erase_if(spent.groups, [](const GroupTraffic& group) {
@@ -71,8 +75,10 @@ std::string TrafficText(const TrafficReport& traffic, const Runtime& runtime) {
   double steps = static_cast<double>(std::max<int64_t>(traffic.steps, 1));
   for (const GroupTraffic& group : traffic.groups) {
     const TrafficCounters& c = group.counters;
-    text += fmt::format("traffic of rank 0, a step: {} ({} ranks) {}", group.group, group.ranks, CountsText(c, steps));
-    if (c.bytes_shared > 0) text += fmt::format(", {} read in place", FormatSize(static_cast<double>(c.bytes_shared) / steps));
+    text += fmt::format("traffic of rank 0, a step: {} ({} ranks) {}", group.group, group.ranks,
+                        CountsText(c, steps));
+    if (c.bytes_shared > 0)
+      text += fmt::format(", {} read in place", FormatSize(static_cast<double>(c.bytes_shared) / steps));
     text += "\n";
     for (size_t i = 0; i < kCollectives; ++i) {
       const CallCounters& one = c.by_collective[i];

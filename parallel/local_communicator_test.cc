@@ -88,7 +88,11 @@ TEST(LocalCommunicator, CountsTraffic) {
     EXPECT_EQ(t.bytes_received, 600u + (rank == 2 ? 0u : 40u));
     EXPECT_GT(t.seconds, 0);
     CallCounters sum;
-    for (const CallCounters& c : t.by_collective) sum.calls += c.calls, sum.bytes_sent += c.bytes_sent, sum.seconds += c.seconds;
+    for (const CallCounters& c : t.by_collective) {
+      sum.calls += c.calls;
+      sum.bytes_sent += c.bytes_sent;
+      sum.seconds += c.seconds;
+    }
     EXPECT_EQ(sum.calls, t.calls);
     EXPECT_EQ(sum.bytes_sent, t.bytes_sent);
     EXPECT_NEAR(sum.seconds, t.seconds, 1e-9);
