@@ -120,7 +120,7 @@ TEST(LocalCommunicator, CountsTimeOfStartedCallsUntilTheyAreFinished) {
 
 TEST(LocalCommunicator, MissingRankPassesTheDeadlineAndIsNamed) {
   auto group = CreateLocalGroup("tp", 3, milliseconds(1500));
-  std::atomic<int> failed{0};
+  std::atomic<int> failed{0}, in_time{0};
   Error error = ExpectError([&] {
     RunLocalRanks(3, [&](int rank) {
       if (rank == 2) return;
@@ -128,14 +128,15 @@ TEST(LocalCommunicator, MissingRankPassesTheDeadlineAndIsNamed) {
       group[rank]->SetContext(17, "layer 3 reduce");
       try {
         group[rank]->Barrier(stream);
-      } catch (...) {
+      } catch (const Error& caught) {
         ++failed;
+        in_time += caught.code() == StatusCode::kDeadlineExceeded;
         throw;
       }
     });
   });
   EXPECT_EQ(failed, 2);
-  EXPECT_EQ(error.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(in_time, 1);                   // the other learns of it, perhaps first to return
   EXPECT_TRUE(Contains(error, "rank 2")) << error.what();
   EXPECT_TRUE(Contains(error, "step 17, layer 3 reduce: Barrier")) << error.what();
   HostStream stream;
