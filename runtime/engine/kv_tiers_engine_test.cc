@@ -6,6 +6,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -201,6 +202,26 @@ TEST_P(KvTiersEngineTest, SmallTiersAndManyRequestsAtOnce) {
   EXPECT_TRUE(status.ok()) << status.message();
   got[7] = want[7 % 5];                                    // cancelled
   for (int i = 0; i < 15; ++i) EXPECT_EQ(got[i], want[i % 5]) << i;
+}
+
+// Two jobs use one folder at the same time and remove what the other has counted on: tokens stay, nobody complains.
+TEST_P(KvTiersEngineTest, TwoJobsShareAFolderAtTheSameTime) {
+  EngineOptions options = WithStore();
+  options.kv_memory = 20 * BlockBytes(GetParam());
+  options.kv_store_size = 24 * (BlockBytes(GetParam()) + 100);
+  const std::vector<int> prompts = {1, 2, 3, 1, 2, 3, 4, 1, 4, 2};
+  const Outcome plain = Serve(GetParam(), Options(), prompts);
+  Outcome shared[2];
+  {
+    std::thread other([&] { shared[1] = Serve(GetParam(), options, prompts); });
+    shared[0] = Serve(GetParam(), options, prompts);
+    other.join();
+  }
+  for (const Outcome& outcome : shared) {
+    EXPECT_EQ(outcome.outputs, plain.outputs);
+    EXPECT_THAT(outcome.warnings, testing::IsEmpty());
+  }
+  EXPECT_GT(shared[0].stats.kv.stored + shared[1].stats.kv.stored, 0);   // the slower one may find all there
 }
 
 // A limit on the size of files stands in for a full disk.

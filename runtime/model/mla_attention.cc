@@ -13,7 +13,7 @@ constexpr float kLowRankNormEps = 1e-6f;
 MlaAttention::MlaAttention(const ModelContext& ctx, Arena& arena)
     : ctx_(ctx), heads_(ctx.shard.heads.count), nope_(ctx.config->qk_nope_head_dim), rope_(ctx.config->qk_rope_head_dim),
       v_(ctx.config->v_head_dim), rank_(ctx.config->kv_lora_rank), scale_(static_cast<float>(ctx.config->softmax_scale())),
-      cp_(ctx, ctx.shard.heads.count, heads_ * (rank_ + rope_), heads_ * rank_, arena) {
+      cp_(ctx, ctx.shard.heads.count, heads_ * (rank_ + rope_), heads_ * rank_, arena), ring_(ctx, rank_ + rope_, arena) {
   int64_t tokens = ctx.limits.max_tokens, keys = ctx.limits.expand_keys;
   DType dtype = ctx.activation;
   if (ctx.config->q_lora_rank > 0) q_a_ = arena.Reserve(dtype, {tokens, ctx.config->q_lora_rank});
@@ -25,7 +25,6 @@ MlaAttention::MlaAttention(const ModelContext& ctx, Arena& arena)
   o_latent_ = arena.Reserve(dtype, {tokens, heads_ * rank_});
   o_ = arena.Reserve(dtype, {tokens, heads_ * v_});
   lse_ = arena.Reserve(DType::kF32, {tokens, heads_});
-  latents_ = arena.Reserve(dtype, {cp ? 2 : 1, keys, rank_ + rope_});
   kv_ = arena.Reserve(dtype, {keys, heads_ * (nope_ + v_)});
   o_part_ = arena.Reserve(dtype, {tokens, heads_ * v_});
   lse_part_ = arena.Reserve(DType::kF32, {tokens, heads_});
@@ -34,13 +33,21 @@ MlaAttention::MlaAttention(const ModelContext& ctx, Arena& arena)
 void MlaAttention::Forward(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x,
                            const TensorView& out) {
   if (batch.tokens == 0) return;   // all ranks of the tp group have the same tokens: nobody waits for this one
-  Branch latents(ctx_, batch);
-  ProjectQueries(w, batch, x);
-  if (batch.absorbed_tokens > 0) AbsorbQueries(w, batch);
-  WriteLatents(w, cache, batch, x, latents.lane());
-  latents.Join();
+  // Under cp latents travel while queries are made, or queries while latents are.
+  const bool ring_first = ctx_.shard.layout.cp > 1 && batch.absorbed_tokens == 0 && !batch.expanded.empty();
+  if (ring_first) {
+    WriteLatents(w, cache, batch, x, {ctx_.ops, ctx_.stream});
+    ring_.Begin(cache, batch.expanded);
+    ProjectQueries(w, batch, x);
+  } else {
+    Branch latents(ctx_, batch);
+    ProjectQueries(w, batch, x);
+    if (batch.absorbed_tokens > 0) AbsorbQueries(w, batch);
+    WriteLatents(w, cache, batch, x, latents.lane());
+    latents.Join();
+  }
   if (batch.absorbed_tokens > 0) Absorbed(w, cache, batch);
-  for (const ExpandedSequence& s : batch.expanded) Expanded(w, cache, s);
+  Expanded(w, cache, batch);
   ctx_.ops->Gemm({o_.Rows(0, batch.tokens), w.o.w, w.o.bias, out}, *ctx_.stream);
 }
 
@@ -119,41 +126,17 @@ void MlaAttention::AttendLatents(const CacheView& cache, const StepBatch& batch)
   if (cp > 1) cp_.Return(o_latent_.Rows(0, tokens), lse_.Rows(0, tokens));
 }
 
-int64_t MlaAttention::LocalKeys(const ExpandedSequence& s, int cp_rank) const {
-  return ContextShard{ctx_.shard.layout.cp, cp_rank, ctx_.limits.block_size}.LocalLength(s.context);
+void MlaAttention::Expanded(const MlaWeights& w, const CacheView& cache, const StepBatch& batch) {
+  const ExpandedSequence* before = nullptr;
+  ring_.Run(cache, batch.expanded,
+            [&](const ExpandedSequence& s, const TensorView& latents, int64_t begin, int source) {
+              AttendChunk(w, s, latents, begin, source, &s != before);
+              before = &s;
+            });
 }
 
-// Key chunk by key chunk; under cp each chunk of the local latents goes once around the ring of the cp group.
-void MlaAttention::Expanded(const MlaWeights& w, const CacheView& cache, const ExpandedSequence& s) {
-  int cp = ctx_.shard.layout.cp, me = ctx_.shard.cp_rank;
-  int64_t chunk = ctx_.limits.expand_keys, width = rank_ + rope_;
-  auto part = [&](int rank, int64_t begin) { return std::clamp<int64_t>(LocalKeys(s, rank) - begin, 0, chunk); };
-  bool first = true;
-  for (int64_t begin = 0; begin < LocalKeys(s, 0); begin += chunk) {
-    TensorView now(latents_.data, latents_.dtype, {part(me, begin), width});
-    ctx_.ops->LatentGather({cache, s.block_table, begin, now.dim(0), now}, *ctx_.stream);
-    for (int hop = 0; hop < cp; ++hop) {
-      int source = (me - hop + cp) % cp, next = (source - 1 + cp) % cp;
-      TensorView incoming;
-      if (hop + 1 < cp) {
-        char* other = static_cast<char*>(latents_.data) + (hop % 2 == 0 ? latents_.bytes() / 2 : 0);
-        incoming = TensorView(other, latents_.dtype, {part(next, begin), width});
-        ctx_.comms->cp->StartSendRecv(now.data, now.bytes(), (me + 1) % cp, incoming.data, incoming.bytes(),
-                                      (me - 1 + cp) % cp, *ctx_.stream);
-      }
-      if (now.dim(0) > 0) {
-        AttendChunk(w, s, now, begin, source, first);
-        first = false;
-      }
-      TraceSpan span("wait for latents", hop);
-      ctx_.comms->cp->Finish();
-      now = incoming;
-    }
-  }
-}
-
-void MlaAttention::AttendChunk(const MlaWeights& w, const ExpandedSequence& s, const TensorView& latents, int64_t key_begin,
-                               int source, bool first) {
+void MlaAttention::AttendChunk(const MlaWeights& w, const ExpandedSequence& s, const TensorView& latents,
+                               int64_t key_begin, int source, bool first) {
   int64_t keys = latents.dim(0);
   TensorView out = first ? o_ : o_part_, lse = first ? lse_ : lse_part_;
   TensorView kv = kv_.Rows(0, keys);

@@ -12,6 +12,7 @@
 
 #include "runtime/model/arena.h"
 #include "runtime/model/cp_exchange.h"
+#include "runtime/model/latent_ring.h"
 #include "runtime/model/model_context.h"
 #include "runtime/model/weights.h"
 
@@ -32,10 +33,9 @@ class MlaAttention {
   void AbsorbQueries(const MlaWeights& w, const StepBatch& batch);
   void Absorbed(const MlaWeights& w, const CacheView& cache, const StepBatch& batch);
   void AttendLatents(const CacheView& cache, const StepBatch& batch);
-  void Expanded(const MlaWeights& w, const CacheView& cache, const ExpandedSequence& s);
-  void AttendChunk(const MlaWeights& w, const ExpandedSequence& s, const TensorView& latents, int64_t key_begin, int source,
-                   bool first);
-  int64_t LocalKeys(const ExpandedSequence& s, int cp_rank) const;
+  void Expanded(const MlaWeights& w, const CacheView& cache, const StepBatch& batch);
+  void AttendChunk(const MlaWeights& w, const ExpandedSequence& s, const TensorView& latents, int64_t key_begin,
+                   int source, bool first);
 
   const ModelContext& ctx_;
   int64_t heads_, nope_, rope_, v_, rank_;
@@ -48,13 +48,13 @@ class MlaAttention {
   TensorView o_;           // [T, heads * v]
   TensorView lse_;         // [T, heads]
   // expanded
-  TensorView latents_;     // [2, expand_keys, rank + rope], the second half for the ring
   TensorView kv_;          // [expand_keys, heads * (nope + v)]
   TensorView o_part_;      // [T, heads * v]
   TensorView lse_part_;    // [T, heads]
   int32_t* every_row_ = nullptr;   // [T * heads] 0, 1, 2, ...; cp > 1 only, as the next
   bool every_row_set_ = false;
   CpExchange cp_;
+  LatentRing ring_;
 };
 
 }  // namespace latentmesh
