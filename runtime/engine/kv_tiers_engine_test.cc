@@ -82,7 +82,8 @@ uint64_t BlockBytes(const ParallelConfig& layout) {   // of the rank with most l
 
 std::string NameOf(const testing::TestParamInfo<ParallelConfig>& info) {
   const ParallelConfig& l = info.param;
-  return "tp" + std::to_string(l.tp) + "dp" + std::to_string(l.dp) + "pp" + std::to_string(l.pp) + "cp" + std::to_string(l.cp);
+  return "tp" + std::to_string(l.tp) + "dp" + std::to_string(l.dp) + "pp" + std::to_string(l.pp) + "cp" +
+         std::to_string(l.cp);
 }
 
 class KvTiersEngineTest : public testing::TestWithParam<ParallelConfig> {

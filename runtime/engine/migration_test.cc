@@ -1,5 +1,5 @@
-// Sequences, prefixes and finished prompts move between dp ranks: the tokens stay those of ranks that keep to themselves, on
-// every layout. Ranks are threads.
+// Sequences, prefixes and finished prompts move between dp ranks: the tokens stay those of ranks that keep to
+// themselves, on every layout. Ranks are threads.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -95,13 +95,14 @@ std::vector<Job> UnevenJobs() {
 
 std::string NameOf(const testing::TestParamInfo<ParallelConfig>& info) {
   const ParallelConfig& l = info.param;
-  return "tp" + std::to_string(l.tp) + "dp" + std::to_string(l.dp) + "pp" + std::to_string(l.pp) + "cp" + std::to_string(l.cp);
+  return "tp" + std::to_string(l.tp) + "dp" + std::to_string(l.dp) + "pp" + std::to_string(l.pp) + "cp" +
+         std::to_string(l.cp);
 }
 
 class MigrationTest : public testing::TestWithParam<ParallelConfig> {};
 INSTANTIATE_TEST_SUITE_P(Layouts, MigrationTest,
-                         testing::Values(ParallelConfig{1, 2, 1, 1}, ParallelConfig{2, 2, 1, 1}, ParallelConfig{1, 2, 2, 1},
-                                         ParallelConfig{2, 2, 1, 2}),
+                         testing::Values(ParallelConfig{1, 2, 1, 1}, ParallelConfig{2, 2, 1, 1},
+                                         ParallelConfig{1, 2, 2, 1}, ParallelConfig{2, 2, 1, 2}),
                          NameOf);
 
 TEST_P(MigrationTest, MovesInsteadOfPreempting) {
@@ -165,7 +166,10 @@ std::vector<std::string> ReadTrace(const std::string& path, size_t ranks) {
   const boost::json::value trace = boost::json::parse(text);
   for (const auto& event : trace.at("traceEvents").as_array()) {
     const auto name = event.at("name").as_string();
-    const char letter = name == "layer" ? 'L' : name == "hand over layer" ? 'H' : name == "wait for handed layers" ? 'W' : 0;
+    const char letter = name == "layer"                    ? 'L'
+                        : name == "hand over layer"        ? 'H'
+                        : name == "wait for handed layers" ? 'W'
+                                                           : 0;
     if (letter == 0) continue;
     spans.at(event.at("pid").to_number<size_t>())[event.at("ts").to_number<double>()] = letter;
   }
@@ -194,7 +198,8 @@ bool IsHandedOverInOrder(const std::string& order, int64_t layers) {
   return true;
 }
 
-// By the order of events on each rank: a layer's transfer starts before the next layer, and is waited for after the last.
+// By the order of events on each rank: a layer's transfer starts before the next layer, and is waited for after the
+// last.
 TEST_P(MigrationTest, LayersAreHandedOverWhileTheNextAreComputed) {
   const ParallelConfig layout = GetParam();
   EngineOptions options = Options();
@@ -205,7 +210,8 @@ TEST_P(MigrationTest, LayersAreHandedOverWhileTheNextAreComputed) {
   std::filesystem::remove(options.trace);
   for (size_t rank = 0; rank < orders.size(); ++rank) {
     const int stage = static_cast<int>(rank) / (layout.tp * layout.dp);
-    EXPECT_TRUE(IsHandedOverInOrder(orders[rank], SplitRange(3, layout.pp, stage).count)) << orders[rank];  // of v3-tiny
+    const int64_t layers = SplitRange(3, layout.pp, stage).count;    // v3-tiny has 3
+    EXPECT_TRUE(IsHandedOverInOrder(orders[rank], layers)) << orders[rank];
     EXPECT_THAT(orders[rank], testing::HasSubstr("W"));
   }
 }
@@ -233,7 +239,8 @@ TEST(PrefillRanks, ImpossibleNumbersAreRefused) {
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
     return status.message();
   };
-  EXPECT_THAT(refusal(2, 2), testing::HasSubstr("--prefill-ranks 2: of 2 dp ranks at least one must be left to decode"));
+  EXPECT_THAT(refusal(2, 2),
+              testing::HasSubstr("--prefill-ranks 2: of 2 dp ranks at least one must be left to decode"));
   EXPECT_THAT(refusal(2, -1), testing::HasSubstr("--prefill-ranks -1"));
   EXPECT_THAT(refusal(1, 1), testing::HasSubstr("has one dp rank"));
 }

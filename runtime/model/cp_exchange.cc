@@ -7,7 +7,8 @@
 namespace latentmesh {
 
 int64_t AbsorbedCpBytes(const ModelConfig& c, const ParallelConfig& layout, int64_t layers, int64_t number_bytes) {
-  int64_t heads = c.num_attention_heads / layout.tp, out = c.kv_lora_rank * number_bytes + static_cast<int64_t>(sizeof(float));
+  int64_t heads = c.num_attention_heads / layout.tp;
+  int64_t out = c.kv_lora_rank * number_bytes + static_cast<int64_t>(sizeof(float));
   return layers * (layout.cp - 1) * heads * ((c.kv_lora_rank + c.qk_rope_head_dim) * number_bytes + out);
 }
 

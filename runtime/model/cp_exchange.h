@@ -5,7 +5,7 @@
 //
 // Sent by a rank for each token and layer, B bytes a number of the activations (V3 over 8 ranks in bf16: 7 x 34 KB):
 //   absorbed  (cp - 1) heads (r + rope) B  there,  (cp - 1) heads (r B + 4)  back       for each query
-//   expanded  (cp - 1) (r + rope) B / cp   around the ring                              for each cached token and prefill step
+//   expanded  (cp - 1) (r + rope) B / cp   around the ring                              for each cached token and step
 #pragma once
 
 #include <vector>
@@ -30,7 +30,8 @@ class CpExchange {
   // Where the partial results of all heads of the group go: out [T, cp * heads * dim], lse [T, cp * heads].
   TensorView wide_out(int64_t tokens) const;
   TensorView wide_lse(int64_t tokens) const;
-  // Sends wide_out and wide_lse to the heads' ranks and merges what comes back into out [T, heads * dim], lse [T, heads].
+  // Sends wide_out and wide_lse to the heads' ranks and merges what comes back into out [T, heads * dim], lse [T,
+  // heads].
   void Return(const TensorView& out, const TensorView& lse);
 
  private:

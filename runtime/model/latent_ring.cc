@@ -40,7 +40,8 @@ TensorView LatentRing::NextBuffer(int64_t keys) {
 LatentRing::Hop LatentRing::Start(const CacheView& cache, const Chunk& chunk) {
   Hop at;
   at.latents = NextBuffer(KeysOf(chunk, me_));
-  ctx_.ops->LatentGather({cache, chunk.sequence->block_table, chunk.begin, at.latents.dim(0), at.latents}, *ctx_.stream);
+  ctx_.ops->LatentGather({cache, chunk.sequence->block_table, chunk.begin, at.latents.dim(0), at.latents},
+                         *ctx_.stream);
   if (cp_ > 1) StartTransfer(chunk, 0, at);
   return at;
 }

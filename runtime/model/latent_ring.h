@@ -1,9 +1,10 @@
-// LatentRing: the latents of expanded attention, chunk by chunk; under context parallelism every chunk of the local ones
-// goes once around the cp group (as keys and values do in Ring Attention, Liu et al. 2023), one rank further a hop.
+// LatentRing: the latents of expanded attention, chunk by chunk; under context parallelism every chunk of the local
+// ones goes once around the cp group (as keys and values do in Ring Attention, Liu et al. 2023), one rank further a
+// hop.
 //
-// What the next hop computes travels while this one computes, also from the last hop of a chunk to the first of the next
-// one, and the very first part travels while the queries are projected (Begin). Three buffers go round: one is computed
-// and sent, one arrives; at the end of a chunk one is computed, one sent, one arrives.
+// What the next hop computes travels while this one computes, also from the last hop of a chunk to the first of the
+// next one, and the very first part travels while the queries are projected (Begin). Three buffers go round: one is
+// computed and sent, one arrives; at the end of a chunk one is computed, one sent, one arrives.
 #pragma once
 
 #include <functional>

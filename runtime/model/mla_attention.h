@@ -4,10 +4,10 @@
 //   absorbed: q' = q_nope W_uk,  o = softmax(q' c + q_rope k_rope) c,  y = o W_uv^T      few queries
 //   expanded: k = [c W_uk^T, k_rope], v = c W_uv^T, y = softmax(q k) v, key chunk by key chunk   many queries
 //
-// Context parallelism (cp): each rank of a cp group keeps a part of every sequence's blocks. Absorbed: queries are gathered
-// over the group, every rank attends over its part for all of them, the partial results go back and are merged by
-// log-sum-exp; new latents are computed while the queries travel. Expanded: the latents travel around the group in a ring,
-// the next chunk while the present one is attended to.
+// Context parallelism (cp): each rank of a cp group keeps a part of every sequence's blocks. Absorbed: queries are
+// gathered over the group, every rank attends over its part for all of them, the partial results go back and are merged
+// by log-sum-exp; new latents are computed while the queries travel. Expanded: the latents travel around the group in a
+// ring, the next chunk while the present one is attended to.
 #pragma once
 
 #include "runtime/model/arena.h"
@@ -23,7 +23,8 @@ class MlaAttention {
   // Reserves the buffers of a step in `arena`; ctx outlives this.
   MlaAttention(const ModelContext& ctx, Arena& arena);
 
-  // out [T, hidden] = this rank's part of o_proj(attention(x)); to be summed over tp. Writes the new latents to `cache`.
+  // out [T, hidden] = this rank's part of o_proj(attention(x)); to be summed over tp. Writes the new latents to
+  // `cache`.
   void Forward(const MlaWeights& w, const CacheView& cache, const StepBatch& batch, const TensorView& x, const TensorView& out);
 
  private:

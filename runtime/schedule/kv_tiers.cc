@@ -99,7 +99,8 @@ void KvTiers::StoreOnDisk(int32_t block, const BlockKey& key) {
 // ---- upwards ----
 
 int64_t KvTiers::CountAvailable(std::span<const BlockKey> keys) const {
-  auto absent = std::find_if(keys.begin(), keys.end(), [&](const BlockKey& key) { return host_.count(key) == 0 && !OnDisk(key); });
+  auto absent = std::find_if(keys.begin(), keys.end(),
+                             [&](const BlockKey& key) { return host_.count(key) == 0 && !OnDisk(key); });
   return absent - keys.begin();
 }
 

@@ -1,9 +1,10 @@
 // KvTiers: the lower tiers of one dp shard's cache, host memory and local disk, as the scheduler sees them.
 //
-// Host memory is a number of slots that the scheduler owns like cache blocks. The disk is each rank's own: the scheduler
-// counts which ranks of the shard have a block and uses it only when all have it; a belief that proves wrong costs a
-// fetch and the prompt is computed. Blocks go to host memory when the cache evicts them, to disk as soon as they are full.
-// The moves are collected and sent with the next plan, in the order in which they were decided. Integers only.
+// Host memory is a number of slots that the scheduler owns like cache blocks. The disk is each rank's own: the
+// scheduler counts which ranks of the shard have a block and uses it only when all have it; a belief that proves wrong
+// costs a fetch and the prompt is computed. Blocks go to host memory when the cache evicts them, to disk as soon as
+// they are full. The moves are collected and sent with the next plan, in the order in which they were decided. Integers
+// only.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +51,8 @@ class KvTiers {
   // How many of the first `keys` a lower tier has.
   int64_t CountAvailable(std::span<const BlockKey> keys) const;
   enum class Load { kDone, kWait, kAbsent };
-  // Brings keys[0] into `block`: kDone when the plan being made does so; kWait: later (the disk reads, also the keys that
-  // follow, or this step has loaded enough); kAbsent: it is not to be had.
+  // Brings keys[0] into `block`: kDone when the plan being made does so; kWait: later (the disk reads, also the keys
+  // that follow, or this step has loaded enough); kAbsent: it is not to be had.
   Load LoadInto(int32_t block, std::span<const BlockKey> keys);
   // A rank of the shard reports.
   void OnEvent(const KvEvent& event);

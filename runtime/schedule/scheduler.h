@@ -37,8 +37,8 @@ struct RequestSpec {
   int32_t n = 1;                     // choices
   int32_t max_tokens = 16;           // of each choice; 0: the prompt is only computed (scored), once whatever n is
   bool prompt_logprobs = false;      // logits rows for every prompt token; the prefix cache is then not used for them
-  // [n], or empty. With any tokens in it each unfinished choice is a sequence of its own from the start, computed like a
-  // preempted one, and the prompt is not scored again.
+  // [n], or empty. With any tokens in it each unfinished choice is a sequence of its own from the start, computed like
+  // a preempted one, and the prompt is not scored again.
   std::vector<GeneratedTokens> generated;
   uint64_t cache_salt = 0;           // requests share cached prefixes only under the same salt
 };

@@ -1,8 +1,8 @@
 // Which sequences and prefixes move between shards.
 //
-// Memory: a shard that will be out of blocks gives its most recent sequences to shards with room, where it would otherwise
-// preempt them. Load: the busiest shard gives one sequence a step to the idlest. Prompts computed by a prefill shard go on
-// decoding elsewhere; while no decoding shard has room they decode where they are.
+// Memory: a shard that will be out of blocks gives its most recent sequences to shards with room, where it would
+// otherwise preempt them. Load: the busiest shard gives one sequence a step to the idlest. Prompts computed by a
+// prefill shard go on decoding elsewhere; while no decoding shard has room they decode where they are.
 #include <algorithm>
 #include <tuple>
 #include <utility>

@@ -323,7 +323,8 @@ class Traffic {
       if (transfer.streamed) Move(transfer);
     }
     for (const ScheduledSequence& told : ran.step.sequences) {
-      const bool decodes = told.samples && !told.ends_prompt && plan.shards[told.shard].sequences[told.index].tokens.size() == 1;
+      const bool decodes = told.samples && !told.ends_prompt &&
+                           plan.shards[told.shard].sequences[told.index].tokens.size() == 1;
       decodes_on_[told.shard] += decodes;
       Read(ran, told);
     }
@@ -555,7 +556,8 @@ TEST(SchedulerProperty, PrefillShardsHandOver) {
     const int block_size = 1 + seed % 5;
     const bool ample = seed % 2 == 0;
     Scenario scenario{Options(2 + seed % 3, block_size, (ample ? 8000 : 90) / block_size, 24, ample ? 200 : 12), seed};
-    scenario.max_n = ample ? 1 : 3;      // what a prompt splits into takes a step where it is: its last block is copied in it
+    // What a prompt splits into takes a step where it is: its last block is copied in it.
+    scenario.max_n = ample ? 1 : 3;
     scenario.options.prefill_shards = 1 + static_cast<int32_t>(seed) % (scenario.options.dp - 1);
     scenario.options.migrate = scenario.options.fetch_prefixes = seed % 3 != 0;
     scenario.options.stream_prefills = seed % 4 != 0;
@@ -571,7 +573,8 @@ TEST(SchedulerProperty, PrefillShardsHandOver) {
     streamed += traffic.streamed();
     for (const auto& [shard, count] : traffic.decodes_on()) {
       const bool prefills = shard < scenario.options.prefill_shards;
-      EXPECT_FALSE(ample && prefills && count > 0) << count << " decoding steps on a prefill shard though others had room";
+      EXPECT_FALSE(ample && prefills && count > 0)
+          << count << " decoding steps on a prefill shard though others had room";
       (prefills ? prefill_decodes : decodes) += count;
     }
   }

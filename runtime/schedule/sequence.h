@@ -33,7 +33,7 @@ struct Sequence {
   std::optional<BlockCopy> copy;       // to be sent with the next plan; holds a reference to copy->from
 
   int32_t shard = -1;                  // -1: waiting
-  int32_t next_shard = -1;             // where blocks are reserved for it, and filled by the step in flight; -1: nowhere
+  int32_t next_shard = -1;             // where blocks are reserved for it, filled by the step in flight; -1: nowhere
   int32_t scheduled = 0;               // tokens in the step in flight, drafts included; 0: in none
   bool dropped = false;                // cancelled while in flight; freed at the commit
   int32_t cached = 0;                  // tokens found in the prefix cache, until told to the engine

@@ -45,7 +45,8 @@ ShardScheduler::Place ShardScheduler::FindPlace(const Sequence& sequence, int64_
 
 namespace {
 
-BlockTransfer TransferTo(const Sequence& sequence, int32_t shard, std::span<const int32_t> to, int64_t first, int64_t end) {
+BlockTransfer TransferTo(const Sequence& sequence, int32_t shard, std::span<const int32_t> to, int64_t first,
+                         int64_t end) {
   BlockTransfer transfer{sequence.id, sequence.shard, shard, false, {}};
   for (int64_t i = first; i < end; ++i) transfer.blocks.push_back({sequence.blocks[i], to[i]});
   return transfer;

@@ -201,7 +201,8 @@ bool ShardScheduler::loading() const {
   return std::any_of(running_.begin(), running_.end(), [](const Sequence* sequence) { return sequence->loading(); });
 }
 
-// Brings in what is there, in order. Its content counts as computed at once: the plan being made moves it before it runs.
+// Brings in what is there, in order. Its content counts as computed at once: the plan being made moves it before it
+// runs.
 void ShardScheduler::Load(Sequence* sequence) {
   while (sequence->loading()) {
     const int32_t next = sequence->computed / options_.block_size;

@@ -31,7 +31,7 @@ struct SchedulerOptions {
   bool fetch_prefixes = false;         // a prefix that only another shard has cached is copied instead of computed
   // Shards [0, prefill_shards) compute prompts, the others go on with them; 0: all do both.
   int32_t prefill_shards = 0;
-  bool stream_prefills = true;         // a finished prompt's blocks leave while later layers compute; else with the next plan
+  bool stream_prefills = true;         // a finished prompt's blocks leave while later layers compute; else a plan later
 };
 
 // kInvalidArgument names the field.
@@ -53,8 +53,8 @@ class ShardScheduler {
     int64_t cached_tokens = 0;
   };
   Offer OfferFor(const Sequence& sequence) const;
-  // Only after a possible offer. Takes the blocks and the first tokens. With `source`, what its cache knows of the prefix
-  // beyond this shard's is copied from there: that transfer is returned (without blocks: there was none).
+  // Only after a possible offer. Takes the blocks and the first tokens. With `source`, what its cache knows of the
+  // prefix beyond this shard's is copied from there: that transfer is returned (without blocks: there was none).
   BlockTransfer Admit(Sequence* sequence, ShardScheduler* source = nullptr);
   // Tokens of the sequence's prefix in this shard's cache, without statistics.
   int64_t CachedTokens(const Sequence& sequence) const;
@@ -92,8 +92,8 @@ class ShardScheduler {
   // After CanTake: takes the sequence over from `from`. The transfer (without blocks: nothing to move) belongs into the
   // plan being made; the old blocks stay referenced until ReleaseHeld, after that plan has been made.
   BlockTransfer MoveHere(Sequence* sequence, ShardScheduler* from);
-  // After CanTake: reserves blocks for a sequence whose last prompt tokens are in the plan being made; the transfer fills
-  // them. Then, after that step, either Adopt or CancelReserved.
+  // After CanTake: reserves blocks for a sequence whose last prompt tokens are in the plan being made; the transfer
+  // fills them. Then, after that step, either Adopt or CancelReserved.
   BlockTransfer Reserve(Sequence* sequence);
   void Adopt(Sequence* sequence, ShardScheduler* from);
   void CancelReserved(int64_t sequence);

@@ -188,7 +188,8 @@ bool Sensible(const KvOp& op) {
 }
 
 bool Sensible(const std::vector<BlockCopy>& copies) {
-  return std::all_of(copies.begin(), copies.end(), [](const BlockCopy& copy) { return copy.from >= 0 && copy.to >= 0; });
+  return std::all_of(copies.begin(), copies.end(),
+                     [](const BlockCopy& copy) { return copy.from >= 0 && copy.to >= 0; });
 }
 
 bool Sensible(const BlockTransfer& transfer, int64_t shards) {

@@ -26,8 +26,8 @@ struct BlockCopy {
   int32_t to = 0;
 };
 
-// Cache blocks that go from one dp rank to another: every rank of the one sends its part (its layers, its tokens) to the
-// rank of the same stage and tp index of the other. The scheduler reuses neither end in the same plan.
+// Cache blocks that go from one dp rank to another: every rank of the one sends its part (its layers, its tokens) to
+// the rank of the same stage and tp index of the other. The scheduler reuses neither end in the same plan.
 struct BlockTransfer {
   int64_t sequence_id = 0;
   int32_t from_shard = 0;

@@ -30,7 +30,8 @@ StepPlan RandomPlan(uint64_t seed) {
     for (int i = pick(3); i > 0; --i) shard.copies.push_back({pick(1 << 30), pick(1 << 30)});
   }
   for (int i = plan.shards.size() < 2 ? 0 : pick(3); i > 0; --i) {
-    BlockTransfer transfer{static_cast<int64_t>(random()), 0, static_cast<int32_t>(plan.shards.size()) - 1, pick(1) == 1, {}};
+    const int32_t last = static_cast<int32_t>(plan.shards.size()) - 1;
+    BlockTransfer transfer{static_cast<int64_t>(random()), 0, last, pick(1) == 1, {}};
     for (int j = pick(4); j >= 0; --j) transfer.blocks.push_back({pick(1 << 30), pick(1 << 30)});
     plan.transfers.push_back(transfer);
   }
