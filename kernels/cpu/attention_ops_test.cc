@@ -160,6 +160,30 @@ TEST_P(AttentionOps, GqaAttention) {
   }
 }
 
+// Few query rows a key head: whole records are read for all heads. Sizes around vectors, pairs of them and tiles of 32
+// rows; one to five queries a sequence in one batch, so that both ways of reading meet.
+TEST_P(AttentionOps, GqaAttentionOfWholeRecords) {
+  Random random(29);
+  for (CacheFormat format : {CacheFormat::kF32, CacheFormat::kBF16}) {
+    for (int32_t dim : {1, 16, 31, 32, 40, 64, 72, 128}) {
+      const int32_t kv_heads = static_cast<int32_t>(random.Int(2, 40)), group = static_cast<int32_t>(random.Int(1, 4));
+      const int64_t heads = kv_heads * group;
+      const Cache cache = MakeCache(random, {format, 2 * kv_heads * dim, 0, 16},
+                                    {{1, 1}, {1, 70}, {2, 33}, {0, 5}, {4, 65}, {5, 9}, {1, 600}, {3, 3}});
+      const int64_t tokens = cache.query_start.back();
+      const Rows q = RandomRows(random, tokens, heads * dim);
+      Rows out(DType::kF32, tokens, heads * dim, 3), expected(DType::kF32, tokens, heads * dim);
+      GqaAttentionParams p{AsHeads(q.view(), heads, dim), cache.view, cache.batch, kv_heads, group, 0, 0.2f,
+                           AsHeads(out.view(), heads, dim)};
+      ops().GqaAttention(p, stream());
+      p.out = AsHeads(expected.view(), heads, dim);
+      reference().GqaAttention(p, stream());
+      EXPECT_LT(RelativeError(out, expected), kBound)
+          << CacheFormatName(format) << " " << kv_heads << " x " << group << " heads, dim " << dim;
+    }
+  }
+}
+
 TEST_P(AttentionOps, PrefillAttention) {
   Random random(24);
   struct Case {

@@ -86,12 +86,41 @@ void AttentionTile::Consume(const KeyBlock& block) {
     ScoreNarrow(block, keys);
   }
   kernels.softmax({scores_, keys, rows_, limits_, scale_, largest_, total_, rescale_});
-  for (int64_t r = 0; r < rows_ && !first_; ++r) {
-    if (rescale_[r] != 1.0f) kernels.scale(out_ + r * value_dim_, rescale_[r], value_dim_);
-  }
+  if (!first_) Rescale();
   kernels.outer_transposed(
       {scores_, kTileRows, block.values.data, block.values.stride, out_, value_dim_, rows_, value_dim_, keys, !first_});
   first_ = false;
+}
+
+void AttentionTile::Rescale() {
+  for (int64_t r = 0; r < rows_; ++r)
+    if (rescale_[r] != 1.0f) Kernels().scale(out_ + r * value_dim_, rescale_[r], value_dim_);
+}
+
+void AttentionTile::Reorder(float* rows, bool back) {
+  for (int64_t r = 0; r < rows_; ++r) {
+    std::copy_n(rows + r * key_dim_, key_dim_, panel_);
+    Kernels().pair_order(panel_, rows + r * key_dim_, key_dim_, back);
+  }
+}
+
+void AttentionTile::RecordQueriesDone(bool bf16) {
+  if (bf16) Reorder(queries_, false);
+  std::fill_n(out_, rows_ * value_dim_, 0.0f);
+}
+
+void AttentionTile::ConsumeRecords(const RecordBlock& block) {
+  const KernelTable& kernels = Kernels();
+  const int64_t keys = std::min<int64_t>(block.keys, *std::max_element(limits_, limits_ + rows_));
+  if (keys <= 0) return;
+  kernels.record_scores[block.bf16]({block.key, keys, block.heads, block.group, key_dim_, queries_, scores_});
+  kernels.softmax({scores_, keys, rows_, limits_, scale_, largest_, total_, rescale_});
+  Rescale();
+  kernels.record_sums[block.bf16]({block.value, keys, block.heads, block.group, value_dim_, out_, scores_});
+}
+
+void AttentionTile::RecordsDone(bool bf16) {
+  if (bf16) Reorder(out_, true);
 }
 
 void WriteTileRow(const AttentionTile& tile, int64_t row, int64_t value_dim, float* out, float* lse) {

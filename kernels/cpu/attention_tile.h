@@ -21,6 +21,16 @@ struct KeyBlock {
   Part values;
 };
 
+// Whole records (record_kernels.inl): each has `heads` keys and as many values, and each head `group` of the rows.
+struct RecordBlock {
+  int64_t keys = 0;
+  int64_t heads = 0;
+  int64_t group = 0;
+  bool bf16 = false;
+  const void* key[kTileKeys];    // first head's key and value of each record
+  const void* value[kTileKeys];
+};
+
 class AttentionTile {
  public:
   static int64_t ScratchFloats(int64_t key_dim, int64_t value_dim);
@@ -35,6 +45,12 @@ class AttentionTile {
   int32_t* limits() { return limits_; }  // [kTileRows]
   void Consume(const KeyBlock& block);
 
+  // The same for rows of several heads of the same records, instead of QueriesDone and Consume; key_dim = value_dim.
+  // RecordsDone comes before the results are read.
+  void RecordQueriesDone(bool bf16);
+  void ConsumeRecords(const RecordBlock& block);
+  void RecordsDone(bool bf16);
+
   // Results of row r: the weighted sum of values is sums(r) / total(r) where total(r) > 0, else no key was visible.
   const float* sums(int64_t row) const { return out_ + row * value_dim_; }
   float largest(int64_t row) const { return largest_[row]; }
@@ -43,6 +59,8 @@ class AttentionTile {
  private:
   void ScoreWide(const KeyBlock& block, int64_t keys);
   void ScoreNarrow(const KeyBlock& block, int64_t keys);
+  void Reorder(float* rows, bool back);
+  void Rescale();
 
   int64_t key_dim_, value_dim_;
   int64_t rows_ = 0;

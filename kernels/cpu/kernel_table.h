@@ -123,6 +123,19 @@ struct SoftmaxArgs {
 };
 constexpr int64_t kTileRows = 32;
 
+// Records of `heads` heads of `dim` numbers side by side, f32 or bf16, and `group` rows (query rows, or sums of values)
+// for each head; see record_kernels.inl. Where records are bf16 the rows are in pair order.
+struct RecordArgs {
+  const void* const* records;  // [keys], each to the first head's first number
+  int64_t keys;
+  int64_t heads;
+  int64_t group;   // 1 to kMostGroup
+  int64_t dim;
+  float* rows;     // [heads * group][dim], heads * group <= kTileRows
+  float* weights;  // [keys][kTileRows]
+};
+constexpr int64_t kMostGroup = 4;
+
 // out = or += sum over r of weights[r] * rows[r]: rows and out [n] of f32 or bf16, in order of r.
 struct SumRowsArgs {
   const void* const* rows;  // [count]
@@ -146,6 +159,9 @@ struct KernelTable {
   void (*packed_dot8)(const PackedDotArgs&);
   void (*packed_dot4)(const PackedDotArgs&);
   void (*softmax)(const SoftmaxArgs&);
+  void (*record_scores[2])(const RecordArgs&);            // [bf16]: weights = records . rows
+  void (*record_sums[2])(const RecordArgs&);              // [bf16]: rows += weights . records
+  void (*pair_order)(const float* x, float* out, int64_t n, bool back);
   void (*to_float[kWeightKinds])(const void* source, float* target, int64_t n, float scale);
   // Decodes a multiple of the vector length, up to n numbers of packed 6-bit codes, and returns how many.
   int64_t (*six_bit_to_float)(const void* source, float* target, int64_t n, float scale);

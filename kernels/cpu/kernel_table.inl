@@ -8,6 +8,7 @@ namespace latentmesh::LM_ISA {
 #include "kernels/cpu/dot_kernels.inl"
 #include "kernels/cpu/outer_kernels.inl"
 #include "kernels/cpu/packed_kernels.inl"
+#include "kernels/cpu/record_kernels.inl"
 #include "kernels/cpu/vector_kernels.inl"
 #include "kernels/cpu/wire_kernels.inl"
 
@@ -23,6 +24,9 @@ static const KernelTable kTable = {
     PackedDot<8>,
     PackedDot<4>,
     SoftmaxBlock,
+    {RecordScores<float>, RecordScores<Bf16>},
+    {RecordSums<float>, RecordSums<Bf16>},
+    PairOrder,
     {ToFloat<float>, ToFloat<Bf16>, ToFloat<F16>, ToFloat<F8>},
     SixBitToFloat,
     SumSquares,

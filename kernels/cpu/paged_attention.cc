@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cpu/attention_tile.h"
+#include "kernels/cpu/cache_record.h"
 #include "kernels/cpu/cpu_ops_list.h"
 #include "kernels/cpu/record_reader.h"
 #include "kernels/cpu/reference.h"
@@ -16,10 +17,12 @@ namespace {
 constexpr int64_t kTargetItems = 256;    // key ranges of all tiles together: bounds the memory of partial results
 constexpr int64_t kSmallestRange = 256;  // keys
 
-// Up to 32 consecutive (query, head) rows of one sequence and one head range.
+// Up to 32 rows of one sequence: consecutive (query, head) rows of one head range, or all rows of several ranges, whose
+// records are then read once for all of them.
 struct Tile {
   int32_t sequence;
   int32_t range;
+  int32_t ranges;     // 0: rows of one range
   int64_t first_row;  // query * heads of the range + head
   int64_t rows;
   int64_t keys;        // local keys that its last query sees
@@ -48,8 +51,32 @@ void AddTiles(const PagedAttention& p, int32_t sequence, int32_t range, Plan& pl
   const int64_t heads = p.ranges[range].count;
   const int64_t rows = (p.batch.query_start[sequence + 1] - p.batch.query_start[sequence]) * heads;
   for (int64_t first = 0; first < rows; first += kTileRows) {
-    Tile tile{sequence, range, first, std::min(kTileRows, rows - first), 0, 0, 1, 0};
+    Tile tile{sequence, range, 0, first, std::min(kTileRows, rows - first), 0, 0, 1, 0};
     tile.keys = VisibleKeys(p.batch, sequence, (first + tile.rows - 1) / heads);
+    plan.tiles.push_back(tile);
+  }
+}
+
+// Whether the heads of all ranges follow each other in the records, as many query heads to each.
+bool RangesAreEven(const PagedAttention& p) {
+  if (p.ranges.size() < 2) return false;
+  const HeadRange& first = p.ranges[0];
+  for (size_t r = 1; r < p.ranges.size(); ++r) {
+    const int64_t offset = static_cast<int64_t>(r) * p.value_dim;
+    if (p.ranges[r].count != first.count || p.ranges[r].key_offset != first.key_offset + offset ||
+        p.ranges[r].value_offset != first.value_offset + offset)
+      return false;
+  }
+  return p.queries[1].dim == 0 && p.queries[0].dim == p.value_dim &&
+         (p.cache.format == CacheFormat::kF32 || p.cache.format == CacheFormat::kBF16);
+}
+
+void AddRecordTiles(const PagedAttention& p, int32_t sequence, int64_t rows_a_range, Plan& plan) {
+  const int32_t most = static_cast<int32_t>(kTileRows / rows_a_range), all = static_cast<int32_t>(p.ranges.size());
+  for (int32_t range = 0; range < all; range += most) {
+    const int32_t ranges = std::min(most, all - range);
+    Tile tile{sequence, range, ranges, 0, ranges * rows_a_range, 0, 0, 1, 0};
+    tile.keys = VisibleKeys(p.batch, sequence, rows_a_range / p.ranges[0].count - 1);
     plan.tiles.push_back(tile);
   }
 }
@@ -74,7 +101,14 @@ const Plan& MakePlan(const PagedAttention& p) {
   plan.tiles.clear();
   plan.items.clear();
   plan.partials = 0;
+  const bool even = RangesAreEven(p);
   for (int32_t s = 0; s < p.batch.sequences; ++s) {
+    const int64_t queries = p.batch.query_start[s + 1] - p.batch.query_start[s];
+    const int64_t rows = even ? queries * p.ranges[0].count : 0;
+    if (rows > 0 && rows <= kMostGroup) {
+      AddRecordTiles(p, s, rows, plan);
+      continue;
+    }
     for (int32_t r = 0; r < static_cast<int32_t>(p.ranges.size()); ++r) AddTiles(p, s, r, plan);
   }
   SplitTiles(plan);
@@ -86,8 +120,9 @@ struct RowPlace {
   int64_t token, head, query;
 };
 RowPlace PlaceOf(const PagedAttention& p, const Tile& tile, int64_t row) {
-  const HeadRange& range = p.ranges[tile.range];
-  const int64_t at = tile.first_row + row, query = at / range.count;
+  const int64_t rows_a_range = tile.ranges == 0 ? kTileRows : tile.rows / tile.ranges;
+  const HeadRange& range = p.ranges[tile.range + (tile.ranges == 0 ? 0 : row / rows_a_range)];
+  const int64_t at = tile.ranges == 0 ? tile.first_row + row : row % rows_a_range, query = at / range.count;
   return {p.batch.query_start[tile.sequence] + query, range.begin + at % range.count, query};
 }
 
@@ -107,13 +142,9 @@ float* LseOf(const PagedAttention& p, const RowPlace& place) {
   return p.lse.data == nullptr ? nullptr : p.lse.f32() + place.token * p.lse.row_stride + place.head;
 }
 
-void RunItem(const PagedAttention& p, const Tile& tile, int64_t split, float* scratch, float* partials) {
-  const HeadRange& range = p.ranges[tile.range];
-  AttentionTile work(scratch, p.key_dim(), p.value_dim);
-  RecordReader reader(p.cache, {range.key_offset, p.key_dim()}, {range.value_offset, p.value_dim},
-                      scratch + AttentionTile::ScratchFloats(p.key_dim(), p.value_dim));
+// Key counts of each row, and its query in `work`.
+void TakeQueries(const PagedAttention& p, const Tile& tile, AttentionTile& work, int64_t* visible) {
   work.Start(tile.rows, p.scale);
-  int64_t visible[kTileRows];
   for (int64_t r = 0; r < tile.rows; ++r) {
     const RowPlace place = PlaceOf(p, tile, r);
     visible[r] = VisibleKeys(p.batch, tile.sequence, place.query);
@@ -121,17 +152,58 @@ void RunItem(const PagedAttention& p, const Tile& tile, int64_t split, float* sc
     std::copy_n(p.queries[0].f32(place.token, place.head), p.queries[0].dim, query);
     std::copy_n(p.queries[1].f32(place.token, place.head), p.queries[1].dim, query + p.queries[0].dim);
   }
+}
+
+void SetLimits(const Tile& tile, const int64_t* visible, int64_t key, int64_t keys, AttentionTile& work) {
+  for (int64_t r = 0; r < tile.rows; ++r)
+    work.limits()[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r] - key, 0, keys));
+}
+
+void AttendRange(const PagedAttention& p, const Tile& tile, int64_t split, float* scratch, AttentionTile& work) {
+  const HeadRange& range = p.ranges[tile.range];
+  RecordReader reader(p.cache, {range.key_offset, p.key_dim()}, {range.value_offset, p.value_dim}, scratch);
+  int64_t visible[kTileRows];
+  TakeQueries(p, tile, work, visible);
   work.QueriesDone();
   const int32_t* table = p.batch.block_table + tile.sequence * p.batch.table_stride;
   const int64_t end = std::min(tile.keys, (split + 1) * tile.range_keys);
   for (int64_t key = split * tile.range_keys; key < end;) {
     const KeyBlock block = reader.Read(table, key, end - key);
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      work.limits()[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r] - key, 0, block.keys));
-    }
+    SetLimits(tile, visible, key, block.keys, work);
     work.Consume(block);
     key += block.keys;
   }
+}
+
+void AttendRecords(const PagedAttention& p, const Tile& tile, int64_t split, AttentionTile& work) {
+  const HeadRange& range = p.ranges[tile.range];
+  const bool bf16 = p.cache.format == CacheFormat::kBF16;
+  const int64_t bytes = bf16 ? 2 : 4;
+  int64_t visible[kTileRows];
+  TakeQueries(p, tile, work, visible);
+  work.RecordQueriesDone(bf16);
+  RecordBlock block;
+  block.heads = tile.ranges, block.group = tile.rows / tile.ranges, block.bf16 = bf16;
+  const int32_t* table = p.batch.block_table + tile.sequence * p.batch.table_stride;
+  const int64_t end = std::min(tile.keys, (split + 1) * tile.range_keys);
+  for (int64_t key = split * tile.range_keys; key < end; key += block.keys) {
+    block.keys = std::min(kTileKeys, end - key);
+    for (int64_t i = 0; i < block.keys; ++i) {
+      const char* record = CacheSlot(p.cache, SlotOfToken(p.cache, table, key + i));
+      block.key[i] = record + range.key_offset * bytes;
+      block.value[i] = record + range.value_offset * bytes;
+    }
+    SetLimits(tile, visible, key, block.keys, work);
+    work.ConsumeRecords(block);
+  }
+  work.RecordsDone(bf16);
+}
+
+void RunItem(const PagedAttention& p, const Tile& tile, int64_t split, float* scratch, float* partials) {
+  AttentionTile work(scratch, p.key_dim(), p.value_dim);
+  float* rest = scratch + AttentionTile::ScratchFloats(p.key_dim(), p.value_dim);
+  if (tile.ranges > 0) AttendRecords(p, tile, split, work);
+  else AttendRange(p, tile, split, rest, work);
   if (tile.splits > 1) return SavePartial(p, tile, work, partials + (tile.partial + split) * PartialFloats(p));
   for (int64_t r = 0; r < tile.rows; ++r) {
     const RowPlace place = PlaceOf(p, tile, r);
