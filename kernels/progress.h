@@ -2,7 +2,7 @@
 // transport without a thread of its own (MPI_THREAD_FUNNELED).
 //
 //   Progress progress([&] { communicator.Poll(); });
-//   ProgressScope scope(&progress);          // operations of this thread poll between their parts, until the scope ends
+//   ProgressScope scope(&progress);      // operations of this thread poll between their parts, until the scope ends
 //
 // On CPUs ThreadPool does so between the chunks of its loops, on the calling thread. GPU operations only queue work.
 #pragma once

@@ -39,7 +39,7 @@ TEST(ThreadPool, ChunksDoNotDependOnThreads) {
   EXPECT_EQ(chunks(1), chunks(4));
 }
 
-// Between chunks the caller polls, however many threads there are; what the poll throws arrives when the loop is complete.
+// Between chunks the caller polls, however many threads there are; what the poll throws arrives after the loop.
 TEST(ThreadPool, PollsBetweenChunksAndThrowsAfterTheLoop) {
   for (int threads : {1, 3}) {
     ThreadPool pool(threads);
@@ -53,7 +53,8 @@ TEST(ThreadPool, PollsBetweenChunksAndThrowsAfterTheLoop) {
     std::atomic<int> done{0};
     auto loop = [&] {
       pool.ParallelFor(40, 1, [&](int64_t, int64_t, int thread) {      // others leave the caller chunks to poll between
-        for (int i = 0; i < 10'000 && (thread == 0 ? i == 0 : polls < 3); ++i) std::this_thread::sleep_for(2 * Progress::kEvery);
+        for (int i = 0; i < 10'000 && (thread == 0 ? i == 0 : polls < 3); ++i)
+          std::this_thread::sleep_for(2 * Progress::kEvery);
         ++done;
       });
     };

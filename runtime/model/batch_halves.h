@@ -21,6 +21,8 @@ struct SequenceRows {
 // The row where the second half begins: the border between sequences nearest to the middle, if it leaves both halves at
 // least 3/8 of the tokens, otherwise the middle.
 int64_t CutRow(std::span<const SequenceRows> sequences, int64_t tokens);
+// Most tokens that one half of a batch of up to `tokens` can have.
+int64_t MostTokensOfHalf(int64_t tokens);
 
 // The rows [begin, end) as a batch of their own, without pointers, and the arrays its absorbed attention takes.
 struct HalfArrays {

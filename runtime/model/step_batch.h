@@ -73,9 +73,6 @@ struct StepPadding {
   bool operator==(const StepPadding&) const = default;
 };
 
-// Most tokens that one half of a batch can have.
-int64_t MostTokensOfHalf(int64_t tokens);
-
 // Device memory of the arrays, laid out once.
 class StepBatchBuilder {
  public:
