@@ -25,7 +25,8 @@ struct Shape {
   static constexpr bool kGated = kGated_;
   static constexpr int kTileM = 64 * kGroups;
   static constexpr int kColumns = kGated ? kTileN / 2 : kTileN;  // of the result
-  static constexpr int kParts = kTileN / 64;                     // columns that share a scale
+  static constexpr int kPartColumns = kTileN == 256 ? 128 : 64;  // that share a scale
+  static constexpr int kParts = kTileN / kPartColumns;
   static constexpr int kPass = kTileN == 256 ? 128 : kTileN;     // columns at a time: products and sums fill registers
   static constexpr int kThreads = kGroups * 128 + 128;
   static constexpr int kStageBytes = (kTileM + kTileN) * kDepth;
@@ -166,9 +167,9 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
     const DeviceWeight<f8> w = p.w.Batch(tile.expert), up = S::kGated ? p.up.Batch(tile.expert) : p.w;
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) {
-      constexpr int kOfWeight = S::kColumns / 64;
+      constexpr int kOfWeight = S::kColumns / S::kPartColumns;
       const DeviceWeight<f8>& from = part >= kOfWeight ? up : w;
-      const int n = min(tile.column + part % kOfWeight * 64, p.range.n - 1);
+      const int n = min(tile.column + part % kOfWeight * S::kPartColumns, p.range.n - 1);
       w_scales[part] = from.scales + (n + from.row_offset) / 128 * from.scale_cols + from.col_offset / 128;
     }
     float x_next[2], w_next[S::kParts];
@@ -201,7 +202,7 @@ __device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
 #pragma unroll
         for (int j = 0; j < S::kPass / 2; ++j) {
           const int i = pass * (S::kPass / 2) + j;
-          sum[i] = fmaf(products[j], factor[i / 32][i / 2 % 2], sum[i]);
+          sum[i] = fmaf(products[j], factor[i / (S::kPartColumns / 2)][i / 2 % 2], sum[i]);
         }
       }
       if (++stage == S::kStages) stage = 0, parity ^= 1;

@@ -28,17 +28,21 @@ constexpr int kUnit = 16;  // codes of 16 bytes
 constexpr int kChunkBytes = kChunk * kRecordBytes;
 constexpr int kStages = 212 * 1024 / kChunkBytes;
 constexpr int kExchangeFloats = 8 * 32;  // of a warp: its half of the scores
-constexpr int kSharedBytes = kStages * (kChunkBytes + 8) + 2 * kPairs * 2 * kExchangeFloats * 4;
+constexpr int kRopeSteps = 2;            // of a warp's half of the rope dimensions
+constexpr int kSharedBytes =
+    kStages * (kChunkBytes + 8) + 2 * kPairs * 2 * kExchangeFloats * 4 + 2 * kRopeSteps * 32 * 16;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 struct Shared {
   char* records;
+  uint4* rope;      // [halves][kRopeSteps][lanes]: left operands of the queries' rope part
   float* exchange;  // [2 chunks][warps][kExchangeFloats]
   uint64_t* full;
   __device__ Shared(char* memory)
       : records(memory),
-        exchange(reinterpret_cast<float*>(memory + kStages * kChunkBytes)),
+        rope(reinterpret_cast<uint4*>(memory + kStages * kChunkBytes)),
+        exchange(reinterpret_cast<float*>(rope + 2 * kRopeSteps * 32)),
         full(reinterpret_cast<uint64_t*>(exchange + 2 * kPairs * 2 * kExchangeFloats)) {}
 };
 
@@ -54,7 +58,7 @@ __device__ __forceinline__ uint32_t HalfOfBF16(uint32_t pair) {
 }
 
 __device__ __forceinline__ void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -75,35 +79,49 @@ __device__ __forceinline__ uint32_t Word(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// This warp's half of the queries as left operands: 16 steps of the latent part (f16 for FP8 records), 2 of the rope.
+// Rows g and g + 8 of the queries; a row that does not exist reads as zeros.
+struct QueryRow {
+  const bf16 *latent, *rope;
+  __device__ QueryRow(const Args& p, const Place& place, int row) : latent(nullptr), rope(nullptr) {
+    if (row >= place.rows) return;
+    const int64_t token = place.first_token + place.Token(p, row), head = place.Head(p, row);
+    latent = static_cast<const bf16*>(p.q_latent.data) + token * p.q_latent.token_stride + head * p.q_latent.head_stride;
+    rope = static_cast<const bf16*>(p.q_rope.data) + token * p.q_rope.token_stride + head * p.q_rope.head_stride;
+  }
+  __device__ static uint2 Four(const bf16* vector, int column) {
+    return vector == nullptr ? make_uint2(0, 0) : *reinterpret_cast<const uint2*>(vector + column);
+  }
+};
+
+// This warp's half of the queries' latent part as left operands of 16 steps, in f16.
 struct Queries {
-  uint32_t latent[16][4], rope[2][4];
+  uint32_t latent[16][4];
 
   __device__ Queries(const Args& p, const Place& place, int half) {
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
-      const int row = threadIdx.x % 32 / 4 + upper * 8;
-      const bool exists = row < place.rows;
-      const int64_t token = place.first_token + place.Token(p, exists ? row : 0), head = place.Head(p, exists ? row : 0);
-      const bf16* vector = static_cast<const bf16*>(p.q_latent.data) + token * p.q_latent.token_stride +
-                           head * p.q_latent.head_stride + half * kHalf;
-      const bf16* turned = static_cast<const bf16*>(p.q_rope.data) + token * p.q_rope.token_stride +
-                           head * p.q_rope.head_stride + half * (kRope / 2) + threadIdx.x % 4 * 8;
+      const QueryRow row(p, place, threadIdx.x % 32 / 4 + upper * 8);
 #pragma unroll
       for (int step = 0; step < 16; ++step) {
-        uint2 four = exists ? *reinterpret_cast<const uint2*>(vector + StepColumn(step)) : make_uint2(0, 0);
+        const uint2 four = QueryRow::Four(row.latent, half * kHalf + StepColumn(step));
         latent[step][upper] = HalfOfBF16(four.x);
         latent[step][upper + 2] = HalfOfBF16(four.y);
-      }
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const uint2 four = exists ? *reinterpret_cast<const uint2*>(turned + step * 4) : make_uint2(0, 0);
-        rope[step][upper] = four.x;
-        rope[step][upper + 2] = four.y;
       }
     }
   }
 };
+
+// One warp leaves a half of the rope part; it stays in bf16, as the keys' is.
+__device__ __forceinline__ void LeaveRope(const Args& p, const Place& place, const Shared& s, int half) {
+  const int lane = threadIdx.x % 32;
+  const QueryRow lower(p, place, lane / 4), upper(p, place, lane / 4 + 8);
+#pragma unroll
+  for (int step = 0; step < kRopeSteps; ++step) {
+    const int column = half * (kRope / 2) + lane % 4 * 8 + step * 4;
+    const uint2 a = QueryRow::Four(lower.rope, column), b = QueryRow::Four(upper.rope, column);
+    s.rope[(half * kRopeSteps + step) * 32 + lane] = make_uint4(a.x, b.x, a.y, b.y);
+  }
+}
 
 // Where a lane's key of tile h begins: the right operand's column x.
 __device__ __forceinline__ const char* KeyOfLane(const char* chunk, int h) {
@@ -113,7 +131,8 @@ __device__ __forceinline__ const char* KeyOfLane(const char* chunk, int h) {
 
 // Scores of the chunk's two tiles of 8 keys over this warp's half of the dimensions. Four sums, one for each tile and
 // scale group, take turns, because each product waits for the last one of its sum. A unit's words are four steps.
-__device__ __forceinline__ void Scores(float (&s)[2][4], const Queries& q, const char* chunk, int half) {
+__device__ __forceinline__ void Scores(float (&s)[2][4], const Queries& q, const uint4* rope, const char* chunk,
+                                       int half) {
   const int c = threadIdx.x % 4;
   float part[2][2][4] = {};
 #pragma unroll
@@ -146,15 +165,25 @@ __device__ __forceinline__ void Scores(float (&s)[2][4], const Queries& q, const
 #pragma unroll
   for (int h = 0; h < 2; ++h) unit[h] = LoadUnit(KeyOfLane(chunk, h) + kRopeBegin + half * kRope + c * 16);
 #pragma unroll
-  for (int step = 0; step < 2; ++step) {
+  for (int step = 0; step < kRopeSteps; ++step) {
+    const uint4 row = rope[(half * kRopeSteps + step) * 32 + threadIdx.x % 32];
+    const uint32_t a[4] = {row.x, row.y, row.z, row.w};
 #pragma unroll
-    for (int h = 0; h < 2; ++h) MmaBF16(s[h], q.rope[step], Word(unit[h], step * 2), Word(unit[h], step * 2 + 1));
+    for (int h = 0; h < 2; ++h) MmaBF16(s[h], a, Word(unit[h], step * 2), Word(unit[h], step * 2 + 1));
   }
 }
 
-// f16 probabilities carry the token's scale of the values; this factor keeps the product in f16's range for scales from
-// 1e-6 to 1000, that is, latents whose largest number is between 4e-4 and 4e5.
-constexpr float kScaleLift = 64.f;
+// The running maximum moves only when it grows by more than 2^kSlack, which saves most corrections of the sums and is
+// exact, because sums and probabilities share whatever maximum is used. Probabilities carry the token's scale of the
+// values and kScaleLift, which together keep them in f16's range for scales from 4e-6 to 64: latents whose largest number
+// is between 2e-3 and 3e4.
+constexpr float kSlack = 6, kScaleLift = 16;
+
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // Sums of a warp: rows g and g + 8 of 32 tiles of 8 columns. Tile t: numbers t % kUnit of units of the run t / kUnit.
 struct Sums {
@@ -172,23 +201,26 @@ struct Sums {
 #pragma unroll
     for (auto& tile : out) tile[0] *= first, tile[1] *= first, tile[2] *= second, tile[3] *= second;
   }
-  // Scores become probabilities.
-  __device__ __forceinline__ void Softmax(float (&s)[2][4], float scale_log2, int key, const int (&limit)[2]) {
-    const int column = key + threadIdx.x % 4;
+  // Scores become probabilities; `mask` where some row does not see the whole chunk.
+  __device__ __forceinline__ void Softmax(float (&s)[2][4], float scale_log2, int key, const int (&limit)[2], bool mask) {
+    if (mask) {
+      const int column = key + threadIdx.x % 4;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (column + i / 4 * 8 + i % 2 * 4 >= limit[i / 2 % 2]) s[i / 4][i % 4] = -INFINITY;
+      }
+    }
     float correction[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float most = -INFINITY;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& x = s[i / 2][r * 2 + i % 2];
-        x = column + i / 2 * 8 + i % 2 * 4 < limit[r] ? x * scale_log2 : -INFINITY;
-        most = fmaxf(most, x);
-      }
+      float most = fmaxf(fmaxf(s[0][r * 2], s[0][r * 2 + 1]), fmaxf(s[1][r * 2], s[1][r * 2 + 1]));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-      most = fmaxf(largest[r], fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2)));
-      correction[r] = largest[r] == most ? 1.f : exp2f(largest[r] - most);  // also when nothing was seen yet
-      largest[r] = most;
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2)) * scale_log2;
+      correction[r] = 1;
+      if (most > largest[r] + kSlack) {  // also when nothing was seen yet
+        correction[r] = Exp2(largest[r] - most);
+        largest[r] = most;
+      }
     }
     Scale(correction[0], correction[1]);
 #pragma unroll
@@ -197,7 +229,7 @@ struct Sums {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& x = s[i / 2][r * 2 + i % 2];
-        x = exp2f(x - base);
+        x = Exp2(fmaf(x, scale_log2, -base));
         sum[r] += x;
       }
     }
@@ -273,17 +305,30 @@ __device__ __forceinline__ void CopyChunk(const Args& p, const Shared& s, int ch
 
 // The run of chunks of a block.
 struct Run {
-  const int32_t* table;
   int key_begin, key_end, chunks;
-  __device__ Run(const Args& p, const Place& place)
-      : table(p.block_table + place.sequence * p.table_stride),
-        key_begin(place.tile_begin * mla::kKeys),
+  __device__ Run(const Place& place)
+      : key_begin(place.tile_begin * mla::kKeys),
         key_end(min(place.tile_end * mla::kKeys, place.visible)),
         chunks((key_end - key_begin + kChunk - 1) / kChunk) {}
   __device__ int Key(int chunk) const { return key_begin + chunk * kChunk; }
-  __device__ int Slot(const Args& p, int chunk) const {
-    return chunk < chunks ? static_cast<int>(p.cache.SlotOf(table, Key(chunk))) : 0;
+};
+
+// The slots of a pair's chunks, one after the other, without a division each.
+class SlotWalk {
+ public:
+  __device__ SlotWalk(const Args& p, const Place& place, int key)
+      : page_(p.block_table + place.sequence * p.table_stride + key / p.cache.block_size),
+        offset_(key % p.cache.block_size),
+        block_size_(p.cache.block_size) {}
+  __device__ int Slot() const { return *page_ * block_size_ + offset_; }
+  __device__ void Next() {
+    offset_ += kPairs * kChunk;
+    while (offset_ >= block_size_) offset_ -= block_size_, ++page_;
   }
+
+ private:
+  const int32_t* page_;
+  int offset_, block_size_;
 };
 
 // Records beyond the last key become zeros: 0 times a NaN of stale memory would be NaN. Both warps of the pair.
@@ -298,7 +343,9 @@ __device__ __forceinline__ void RunChunks(const Args& p, const Place& place, con
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pair = warp / 2, half = warp % 2, row = lane / 4;
   const Queries q(p, place, half);
   const int limit[2] = {place.Limit(p, min(row, place.rows - 1)), place.Limit(p, min(row + 8, place.rows - 1))};
+  const int all_visible = place.Limit(p, 0);  // keys below are seen by every row
   const float scale_log2 = p.scale * 1.4426950408889634f;
+  SlotWalk ahead(p, place, run.Key(pair + kStages));  // of the chunk that takes the place of the present one
   int refill_slot = 0;
   for (int chunk = pair, turn = 0; chunk < run.chunks; chunk += kPairs, turn ^= 1) {
     const int stage = chunk % kStages, key = run.Key(chunk);
@@ -306,18 +353,26 @@ __device__ __forceinline__ void RunChunks(const Args& p, const Place& place, con
     BarrierWait(&s.full[stage], chunk / kStages & 1);
     if (run.key_end - key < kChunk) ClearRowsFrom(records, run.key_end - key, pair);
     float scores[2][4];
-    Scores(scores, q, records, half);
-    float* exchange = s.exchange + (turn * kPairs * 2 + warp) * kExchangeFloats + lane;
+    Scores(scores, q, s.rope, records, half);
+    float* exchange = s.exchange + (turn * kPairs * 2 + warp) * kExchangeFloats + lane * 4;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) exchange[i * 32] = scores[i / 4][i % 4];
+    for (int h = 0; h < 2; ++h) {
+      *reinterpret_cast<float4*>(exchange + h * 128) =
+          make_float4(scores[h][0], scores[h][1], scores[h][2], scores[h][3]);
+    }
     NamedSync(1 + pair, 64);
     const int refill = chunk - kPairs + kStages;  // takes the place of this pair's last chunk, which both have read
     if (threadIdx.x % 64 == 0 && chunk >= kPairs && refill < run.chunks) CopyChunk(p, s, refill, refill_slot);
-    refill_slot = run.Slot(p, chunk + kStages);
+    if (chunk + kStages < run.chunks) refill_slot = ahead.Slot();
+    ahead.Next();
     const float* other = exchange + (half == 0 ? 1 : -1) * kExchangeFloats;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] += other[i * 32];
-    sums.Softmax(scores, scale_log2, key, limit);
+    for (int h = 0; h < 2; ++h) {
+      const float4 half_of_other = *reinterpret_cast<const float4*>(other + h * 128);
+      scores[h][0] += half_of_other.x, scores[h][1] += half_of_other.y;
+      scores[h][2] += half_of_other.z, scores[h][3] += half_of_other.w;
+    }
+    sums.Softmax(scores, scale_log2, key, limit, key + kChunk > all_visible);
     sums.AddValues(scores, records, half);
   }
 #pragma unroll
@@ -370,13 +425,14 @@ __global__ void __launch_bounds__(kThreads, 1) MlaFewKernel(const __grid_constan
   const Shared s(memory);
   const Place place(p, kFewRows);
   if (place.rows == 0) return;
-  const Run run(p, place);
+  const Run run(place);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x < kStages) BarrierInit(&s.full[threadIdx.x], 1);
   if (threadIdx.x < kStages) BarrierInitFence();
+  if (warp < 2) LeaveRope(p, place, s, warp);
   __syncthreads();
   const int chunk = threadIdx.x;
-  if (chunk < min(kStages, run.chunks)) CopyChunk(p, s, chunk, run.Slot(p, chunk));
+  if (chunk < min(kStages, run.chunks)) CopyChunk(p, s, chunk, SlotWalk(p, place, run.Key(chunk)).Slot());
   Sums sums;
   RunChunks(p, place, s, run, sums);
   asm volatile("griddepcontrol.launch_dependents;");  // the merge of the splits may get ready
