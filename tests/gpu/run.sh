@@ -42,7 +42,7 @@ if command -v compute-sanitizer >/dev/null; then
   step memcheck 75 compute-sanitizer --tool memcheck --error-exitcode 9 "$test_program" \
     --gtest_filter='GpuOpsTest.*:AttentionGpuTest.*:MatmulGpuTest.Grouped*:-*RmsNorm*:*GatherAndCombine*:*MlaOfModelShapes'
   step racecheck 75 compute-sanitizer --tool racecheck --error-exitcode 9 "$test_program" \
-    --gtest_filter='GpuOpsTest.Route*:GpuOpsTest.SortByExpert:AttentionGpuTest.*Write*:AttentionGpuTest.Merge:*MlaOfOdd*:*GroupedOfOdd*'
+    --gtest_filter='GpuOpsTest.Route*:GpuOpsTest.SortByExpert:AttentionGpuTest.*Write*:AttentionGpuTest.Merge:AttentionGpuTest.GroupedQueryOf*:*MlaOfOdd*:*GroupedOfOdd*'
 else
   note "compute-sanitizer" "not installed: skipped"
 fi
