@@ -173,8 +173,10 @@ struct SortByExpertParams {
   int32_t* source;           // [slots]: sorted row -> slot; -1 from offsets[experts] on
   int32_t* row;              // [slots]: slot -> sorted row, or -1
   int32_t first = 0;
-  const int32_t* live_tokens = nullptr;   // optional: slots of token *live_tokens and later ones are left out, too
-  int32_t slots_per_token = 1;            // for live_tokens
+  // Optional [sources]: of each source's tokens_per_source tokens (0: one source has all) only the first so many count.
+  const int32_t* live_tokens = nullptr;
+  int32_t slots_per_token = 1;            // for live_tokens, as the next
+  int64_t tokens_per_source = 0;
   int64_t* loads = nullptr;  // optional [experts]: += sorted rows of the expert
 };
 

@@ -63,6 +63,7 @@ struct DispatchParams {
   int64_t* loads = nullptr;          // optional host counters [E]: += tokens of this rank that chose the expert
   int64_t* device_loads = nullptr;   // the same on the device, used instead where rows are sorted there
   const int32_t* live_tokens = nullptr;   // optional, on the device, with fixed capacity: later tokens get nothing
+  int64_t tokens_per_source = 0;     // above 0: x holds several sources' tokens, and live_tokens one number for each
   RoutingSpread* spread = nullptr;   // optional: += ranks and nodes of each token's experts (seen by all: on rank 0 only)
   int ranks_per_node = 1;            // for spread
 };
@@ -158,6 +159,15 @@ size_t NodeDispatcherBytes(const DispatchLimits& limits, int ranks);     // host
 // Bytes this rank sends to other nodes (TrafficCounters::bytes_sent), and reads in place (bytes_shared).
 DispatchWireBytes NodeDispatchBytes(const DispatchVolume& volume, const DispatchLimits& limits, int ranks);
 int64_t NodeSharedBytes(const DispatchVolume& volume, const DispatchLimits& limits);
+
+// Fixed capacity, for small steps over several ranks: all ranks bring equally many tokens (live_tokens says how many count), get
+// those of all, and a reduce-scatter sums what their experts give. Never waits for the host, so that it can be captured; moves
+// ranks x tokens rows each way whatever was chosen. Takes placements without replicas in which ranks hold runs of experts;
+// limits as they are, max_tokens being the capacity; activations travel as they are.
+std::unique_ptr<TokenDispatcher> CreateGatherDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits);
+size_t GatherDispatcherBytes(const DispatchLimits& limits, int ranks);
+bool GatherServes(const ExpertPlacement& placement);
+DispatchLimits GatheredLimits(const DispatchLimits& limits, int ranks);   // of its experts
 
 // No communication: all `ranks` are given the same tokens, and this rank's Combine adds only what its own experts
 // contribute; the sum over the ranks is the whole. Loads count only choices this rank serves, rounds are its own

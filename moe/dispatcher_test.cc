@@ -321,6 +321,54 @@ TEST(LocalDispatcher, FixedCapacityEqualsDense) {
   }
 }
 
+// All ranks bring equally many tokens, of which different numbers count.
+TEST(GatherDispatcher, EqualsDense) {
+  auto placement = ExpertPlacement::Contiguous(7, 3);
+  Scenario s = MakeScenario(placement, 4, {6, 6, 6}, 5);
+  DenseExperts dense(7, kHidden, kWidth, 42);
+  std::vector<double> errors(3);
+  std::vector<std::vector<int64_t>> loads(3, std::vector<int64_t>(7, 0));
+  const std::vector<int32_t> live{6, 0, 4};
+  auto group = CreateLocalGroup("ep", 3, std::chrono::seconds(60));
+  RunLocalRanks(3, [&](int rank) {
+    RankKit kit;
+    Communicator& ep = *group[rank];
+    auto dispatcher = CreateGatherDispatcher(*kit.ops, ep, s.limits);
+    Experts experts(*kit.ops, GatheredLimits(s.limits, 3), kWidth);
+    LocalWeights weights(dense, placement.LocalExperts(rank));
+    RankTokens counted = s.ranks[rank];
+    for (int pass = 0; pass < 2; ++pass) {
+      std::vector<float> out = counted.before;
+      loads[rank].assign(7, 0);
+      RankTokens& t = s.ranks[rank];
+      DispatchParams params{TensorView(t.x.data(), DType::kF32, {t.tokens, kHidden}), t.ids.data(), t.weights.data(),
+                            t.k, &placement, nullptr, loads[rank].data(), &live[rank]};
+      EXPECT_EQ(dispatcher->Plan(params, *kit.stream), 1);
+      EXPECT_FALSE(dispatcher->waited());
+      DispatchHandle handle = dispatcher->Dispatch(0, *kit.stream);
+      dispatcher->Combine(handle, experts.Run(weights.view(), handle, *kit.stream),
+                          TensorView(out.data(), DType::kF32, {t.tokens, kHidden}), *kit.stream);
+      for (size_t i = static_cast<size_t>(live[rank]) * 4; i < counted.weights.size(); ++i) counted.weights[i] = 0;
+      errors[rank] = RelativeError(out, DenseOutput(dense, counted));
+    }
+  });
+  std::vector<int64_t> sum(7, 0), expected(7, 0);
+  for (int rank = 0; rank < 3; ++rank) {
+    EXPECT_LT(errors[rank], 2e-6) << rank;
+    for (int e = 0; e < 7; ++e) sum[e] += loads[rank][e];
+    for (int32_t i = 0; i < live[rank] * 4; ++i) ++expected[s.ranks[rank].ids[i]];
+  }
+  EXPECT_EQ(sum, expected);
+}
+
+TEST(GatherDispatcher, MemoryPlanIsWhatIsAllocated) {
+  Scenario s = MakeScenario(ExpertPlacement::Contiguous(7, 3), 4, {6, 6, 6}, 5);
+  EXPECT_GT(GatherDispatcherBytes(s.limits, 3), 2u * 3 * 6 * kHidden * 4);
+  auto placement = ExpertPlacement::FromTable(3, {{0, 2}, {1}}).value();
+  EXPECT_FALSE(GatherServes(placement));
+  EXPECT_TRUE(GatherServes(ExpertPlacement::Contiguous(7, 3)));
+}
+
 TEST(DispatchBuffers, MemoryPlanIsWhatIsAllocated) {
   RankKit kit;
   for (DType payload : {DType::kF32, DType::kBF16}) {

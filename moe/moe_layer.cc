@@ -37,11 +37,19 @@ DispatchLimits ReplicatedLimits(const MoeConfig& config, const MoeWorkspaceOptio
   return ResolveLimits(limits, 1);
 }
 
+DispatchLimits GatherLimits(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
+  DispatchLimits limits = LimitsOf(config, options, ranks);
+  limits.max_tokens = options.gathered_tokens;
+  return limits;
+}
+
 // Scratch for whichever way needs more rows.
 DispatchLimits ExpertLimits(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
   DispatchLimits limits = LimitsOf(config, options, ranks);
   if (options.max_replicated_tokens > 0)
     limits.max_slots = std::max(limits.max_slots, ReplicatedLimits(config, options, ranks).max_slots);
+  if (options.gathered_tokens > 0)
+    limits.max_slots = std::max(limits.max_slots, GatheredLimits(GatherLimits(config, options, ranks), ranks).max_slots);
   return limits;
 }
 
@@ -123,6 +131,7 @@ MoeWorkspace::MoeWorkspace(Ops& ops, Communicator& ep, const MoeConfig& config, 
   }
   if (options.max_replicated_tokens > 0)
     replicated_ = CreateLocalDispatcher(ops, ep.rank(), ep.size(), ReplicatedLimits(config, options, ep.size()));
+  if (options.gathered_tokens > 0) gathered_ = CreateGatherDispatcher(ops, ep, GatherLimits(config, options, ep.size()));
 }
 
 size_t MoeWorkspace::Bytes(const MoeConfig& config, const MoeWorkspaceOptions& options, int ep_size) {
@@ -131,6 +140,7 @@ size_t MoeWorkspace::Bytes(const MoeConfig& config, const MoeWorkspaceOptions& o
                  static_cast<size_t>(MostTokens(options)) * 4 * (config.experts + 2 * config.top_k) +
                  static_cast<size_t>(options.counted_layers) * 8 * config.experts;
   if (options.max_replicated_tokens > 0) bytes += DispatcherBytes(ReplicatedLimits(config, options, ep_size), 1);
+  if (options.gathered_tokens > 0) bytes += GatherDispatcherBytes(GatherLimits(config, options, ep_size), ep_size);
   return bytes;
 }
 
@@ -208,7 +218,8 @@ DispatchParams MoeLayer::ParamsOf(MoeWorkspace& w, const TensorView& x) {
 }
 
 void MoeLayer::Forward(const TensorView& x, const TensorView& out, Stream& stream) {
-  RunExperts(*w_.dispatcher_, x, out, stream);
+  bool fixed = w_.fixed_exchange_ && w_.gathered_ != nullptr && GatherServes(placement_);
+  RunExperts(fixed ? *w_.gathered_ : *w_.dispatcher_, x, out, stream);
 }
 
 void MoeLayer::ForwardReplicated(const TensorView& x, const TensorView& out, Stream& stream) {

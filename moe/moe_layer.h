@@ -43,6 +43,7 @@ struct MoeWorkspaceOptions {
   int64_t max_slots = 0;
   int64_t max_replicated_tokens = 0; // for ForwardReplicated; 0: it is not used
   bool fixed_capacity = false;       // ForwardReplicated does without the host where it can (DispatchLimits)
+  int64_t gathered_tokens = 0;       // tokens a rank of steps with UseFixedExchange, at most; 0: it is not used
   int32_t counted_layers = 0;        // layers whose loads are counted on the device then, at most
 };
 
@@ -57,6 +58,9 @@ class MoeWorkspace {
   // Of the next Forwards with fixed capacity: tokens from *live (device memory) on get nothing and are not counted, as a
   // step that was padded to a captured size needs it. nullptr: all count.
   void SetLiveTokens(const int32_t* live) { live_tokens_ = live; }
+  // The next Forwards exchange tokens with fixed capacity (CreateGatherDispatcher) where the placement allows; on all ranks of
+  // the group alike, which then all bring equally many tokens, at most gathered_tokens.
+  void UseFixedExchange(bool on) { fixed_exchange_ = on; }
   // Brings what was counted on the device into the layers' loads(); waits for the stream.
   void ReadLoads(Stream& stream);
   // Dispatches so far that waited for the host.
@@ -70,6 +74,7 @@ class MoeWorkspace {
   MoeConfig config_;
   std::unique_ptr<TokenDispatcher> dispatcher_;
   std::unique_ptr<TokenDispatcher> replicated_;   // nullptr unless max_replicated_tokens > 0
+  std::unique_ptr<TokenDispatcher> gathered_;     // nullptr unless gathered_tokens > 0
   Experts experts_;
   struct Pass {                      // of MoeLayer::Start to Finish
     DispatchParams params;
@@ -80,6 +85,7 @@ class MoeWorkspace {
   Tensor ids_;                       // [most tokens, top_k] i32
   Tensor topk_weights_;              // [most tokens, top_k] f32
   const int32_t* live_tokens_ = nullptr;
+  bool fixed_exchange_ = false;
   int64_t host_waits_ = 0;
   SideStream* joined_ = nullptr;     // until the next combine
   std::deque<std::vector<int64_t>> loads_;   // [layers][E] host counters

@@ -86,6 +86,7 @@ DispatchHandle SlotSorter::SortRouted(const DispatchParams& params, int32_t firs
   sort.first = first;
   sort.live_tokens = params.live_tokens;
   sort.slots_per_token = params.k;
+  sort.tokens_per_source = params.tokens_per_source;
   if (params.device_loads != nullptr) sort.loads = params.device_loads + first;
   ops_.SortByExpert(sort, stream);
   if (tokens == 1) {   // every row is the token itself

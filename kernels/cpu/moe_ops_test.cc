@@ -131,9 +131,9 @@ TEST_P(MoeOps, SortGatherCombine) {
     std::vector<int64_t> loads(experts, 7), loads2 = loads;
     const int32_t* live_tokens = tokens > 5 ? &live : nullptr;
     ops().SortByExpert({ids.data(), slots, experts, offsets.data(), source.data(), row.data(), first, live_tokens, top_k,
-                        loads.data()}, stream());
+                        0, loads.data()}, stream());
     reference().SortByExpert({ids.data(), slots, experts, offsets2.data(), source2.data(), row2.data(), first, live_tokens,
-                              top_k, loads2.data()}, stream());
+                              top_k, 0, loads2.data()}, stream());
     EXPECT_EQ(offsets, offsets2);
     EXPECT_EQ(loads, loads2);
     EXPECT_EQ(source, source2);

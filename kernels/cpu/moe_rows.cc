@@ -9,10 +9,14 @@ namespace latentmesh::cpu {
 
 // Two passes over the slots; the second walks them in order, which makes the sort stable.
 void SortByExpert(CpuContext& context, const SortByExpertParams& p) {
-  const int64_t live = p.live_tokens == nullptr ? p.slots : std::min(p.slots, int64_t{*p.live_tokens} * p.slots_per_token);
-  const auto ours = [&](int64_t i) { return i < live && p.ids[i] >= p.first && p.ids[i] < p.first + p.experts; };
+  const auto live = [&](int64_t i) {
+    if (p.live_tokens == nullptr) return true;
+    const int64_t token = i / p.slots_per_token, source = p.tokens_per_source > 0 ? token / p.tokens_per_source : 0;
+    return token - source * p.tokens_per_source < p.live_tokens[source];
+  };
+  const auto ours = [&](int64_t i) { return p.ids[i] >= p.first && p.ids[i] < p.first + p.experts && live(i); };
   std::fill_n(p.offsets, p.experts + 1, 0);
-  for (int64_t i = 0; i < live; ++i) {
+  for (int64_t i = 0; i < p.slots; ++i) {
     if (ours(i)) ++p.offsets[p.ids[i] - p.first + 1];
   }
   for (int32_t e = 0; e < p.experts; ++e) {

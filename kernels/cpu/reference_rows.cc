@@ -14,7 +14,9 @@ void SortByExpert(const SortByExpertParams& p) {
   for (int32_t e = 0; e < p.experts; ++e) {
     p.offsets[e] = sorted;
     for (int64_t i = 0; i < p.slots; ++i) {
-      if (p.ids[i] != p.first + e || (p.live_tokens != nullptr && i / p.slots_per_token >= *p.live_tokens)) continue;
+      const int64_t token = i / p.slots_per_token, sources = p.tokens_per_source;
+      const int64_t source = sources > 0 ? token / sources : 0;
+      if (p.ids[i] != p.first + e || (p.live_tokens != nullptr && token >= source * sources + p.live_tokens[source])) continue;
       p.source[sorted] = static_cast<int32_t>(i);
       p.row[i] = sorted++;
       if (p.loads != nullptr) ++p.loads[e];

@@ -34,16 +34,15 @@ __device__ int ExclusiveScan(int value, int* scratch, int* total) {
   return before + inclusive - value;
 }
 
-// Slots before this may be ours; the others belong to padding tokens.
-__device__ int64_t LiveSlots(const SortByExpertParams& p) {
-  return p.live_tokens == nullptr ? p.slots : min(p.slots, int64_t{*p.live_tokens} * p.slots_per_token);
-}
-
-// Local expert of a slot, or -1.
-__device__ int32_t LocalExpert(const SortByExpertParams& p, int64_t slot, int64_t live) {
-  if (slot >= live) return -1;
+// Local expert of a slot, or -1: another rank's, or of a padding token.
+__device__ int32_t LocalExpert(const SortByExpertParams& p, int64_t slot) {
+  if (slot >= p.slots) return -1;
   const int32_t id = p.ids[slot] - p.first;
-  return id >= 0 && id < p.experts ? id : -1;
+  if (id < 0 || id >= p.experts) return -1;
+  if (p.live_tokens == nullptr) return id;
+  const int token = static_cast<int>(slot) / p.slots_per_token, each = static_cast<int>(p.tokens_per_source);
+  const int source = each > 0 ? token / each : 0;
+  return token - source * each < p.live_tokens[source] ? id : -1;
 }
 
 __global__ void __launch_bounds__(kThreads) SortFewKernel(SortByExpertParams p) {
@@ -51,10 +50,9 @@ __global__ void __launch_bounds__(kThreads) SortFewKernel(SortByExpertParams p) 
   const int expert = blockIdx.x;
   const int64_t each = (p.slots + kThreads - 1) / kThreads;  // consecutive slots a thread, so that order is kept
   const int64_t begin = threadIdx.x * each, end = min(begin + each, p.slots);
-  const int64_t live = LiveSlots(p);
   int smaller = 0, mine = 0;
   for (int64_t slot = begin; slot < end; ++slot) {
-    const int32_t id = LocalExpert(p, slot, live);
+    const int32_t id = LocalExpert(p, slot);
     smaller += id >= 0 && id < expert;
     mine += id == expert;
     if (expert == 0 && id < 0) p.row[slot] = -1;
@@ -72,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) SortFewKernel(SortByExpertParams p) 
   }
   if (mine == 0) return;
   for (int64_t slot = begin; slot < end; ++slot) {
-    if (LocalExpert(p, slot, live) != expert) continue;
+    if (LocalExpert(p, slot) != expert) continue;
     p.source[place] = static_cast<int32_t>(slot);
     p.row[slot] = place++;
   }
@@ -83,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) CountKernel(SortByExpertParams p, in
   for (int e = threadIdx.x; e < p.experts; e += kThreads) local[e] = 0;
   __syncthreads();
   const int64_t slot = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  const int32_t id = LocalExpert(p, slot, LiveSlots(p));
+  const int32_t id = LocalExpert(p, slot);
   if (id >= 0) atomicAdd(&local[id], 1);
   __syncthreads();
   for (int e = threadIdx.x; e < p.experts; e += kThreads) counts[blockIdx.x * int64_t{p.experts} + e] = local[e];
@@ -117,7 +115,7 @@ __global__ void __launch_bounds__(kThreads) PlaceKernel(SortByExpertParams p, co
   for (int i = threadIdx.x; i < p.experts * kWarps; i += kThreads) of_warp[i] = 0;
   __syncthreads();
   const int64_t slot = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  const int32_t id = LocalExpert(p, slot, LiveSlots(p));
+  const int32_t id = LocalExpert(p, slot);
   const bool ours = id >= 0;
   const unsigned same = __match_any_sync(0xffffffffu, ours ? id : -1);
   const int rank = __popc(same & ((1u << lane) - 1));

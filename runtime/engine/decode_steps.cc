@@ -30,31 +30,54 @@ const ShardStep& DecodeSteps::Mine(const StepCommand& command) const {
   return command.plan.shards[static_cast<size_t>(p_.setup->shard.dp_rank)];
 }
 
-bool DecodeSteps::Takes(const StepCommand& command) const {
-  const StepLimits& limits = p_.setup->limits;
-  const ShardStep& step = Mine(command);
-  bool plain = command.draft == DraftRound::kNone && !command.capture_hidden && command.plan.transfers.empty() &&
-               step.copies.empty() && !command.sampling.empty() && !step.sequences.empty() && command.micro_batches == 1;
-  if (!plain || !p_.builder->Absorbs(step, command.attention)) return false;
-  size_t queries = step.sequences[0].tokens.size();
-  for (const SequenceStep& s : step.sequences)
-    if (s.tokens.size() != queries || s.logits_from != 0) return false;
-  StepPadding padding = PaddingOf(step);
-  int64_t tokens = padding.sequences * padding.queries;
-  int64_t specs = static_cast<int64_t>(command.sampling[static_cast<size_t>(p_.setup->shard.dp_rank)].specs.size());
-  return padding.sequences <= std::min(kMostSequences, limits.max_seqs) && tokens <= limits.max_tokens &&
-         tokens <= limits.max_logits_rows && specs <= tokens;
+// The shards whose steps decide: with experts exchanged between dp ranks all, otherwise this rank's own.
+std::vector<const ShardStep*> DecodeSteps::Concerned(const StepCommand& command) const {
+  if (p_.moe == nullptr || p_.setup->shard.layout.dp == 1) return {&Mine(command)};
+  std::vector<const ShardStep*> shards;
+  for (const ShardStep& shard : command.plan.shards) shards.push_back(&shard);
+  return shards;
 }
 
-StepPadding DecodeSteps::PaddingOf(const ShardStep& step) const {
+bool DecodeSteps::Fits(const ShardStep& step, int64_t queries, AttentionMode attention) const {
+  if (!step.copies.empty() || !p_.builder->Absorbs(step, attention)) return false;
+  return std::all_of(step.sequences.begin(), step.sequences.end(), [&](const SequenceStep& s) {
+    return static_cast<int64_t>(s.tokens.size()) == queries && s.logits_from == 0;
+  });
+}
+
+bool DecodeSteps::Takes(const StepCommand& command) const {
+  bool plain = command.draft == DraftRound::kNone && !command.capture_hidden && command.plan.transfers.empty() &&
+               !command.sampling.empty() && command.micro_batches == 1;
+  std::vector<const ShardStep*> shards = Concerned(command);
+  auto some = std::find_if(shards.begin(), shards.end(), [](const ShardStep* s) { return !s->sequences.empty(); });
+  if (!plain || some == shards.end()) return false;
+  int64_t queries = static_cast<int64_t>((*some)->sequences[0].tokens.size());
+  for (const ShardStep* shard : shards)
+    if (!Fits(*shard, queries, command.attention)) return false;
   const StepLimits& limits = p_.setup->limits;
-  int64_t context = 0, span = int64_t{limits.block_size} * p_.setup->shard.layout.cp;
-  for (const SequenceStep& s : step.sequences)
-    context = std::max({context, int64_t{s.context()}, static_cast<int64_t>(s.blocks.size()) * span});
+  StepPadding padding = PaddingOf(command);
+  int64_t tokens = padding.sequences * padding.queries;
+  bool room = padding.sequences <= std::min(kMostSequences, limits.max_seqs) && tokens <= limits.max_tokens &&
+              tokens <= limits.max_logits_rows;
+  for (const ShardSampling& sampling : command.sampling) room = room && static_cast<int64_t>(sampling.specs.size()) <= tokens;
+  bool exchange = shards.size() > 1;
+  return room && (!exchange || tokens / p_.setup->shard.layout.tp <= p_.setup->moe_options().gathered_tokens);
+}
+
+StepPadding DecodeSteps::PaddingOf(const StepCommand& command) const {
+  const StepLimits& limits = p_.setup->limits;
+  const ParallelConfig& layout = p_.setup->shard.layout;
   StepPadding padding;
-  int64_t sequences = static_cast<int64_t>(step.sequences.size());
-  padding.sequences = std::max(sequences, std::min(PaddedSequences(sequences), limits.max_seqs));
-  padding.queries = static_cast<int64_t>(step.sequences[0].tokens.size());
+  int64_t context = 0, span = int64_t{limits.block_size} * layout.cp;
+  std::vector<const ShardStep*> shards = Concerned(command);
+  for (const ShardStep* shard : shards) {
+    padding.sequences = std::max(padding.sequences, static_cast<int64_t>(shard->sequences.size()));
+    if (!shard->sequences.empty()) padding.queries = static_cast<int64_t>(shard->sequences[0].tokens.size());
+  }
+  for (const SequenceStep& s : Mine(command).sequences)
+    context = std::max({context, int64_t{s.context()}, static_cast<int64_t>(s.blocks.size()) * span});
+  padding.sequences = std::max(padding.sequences, std::min(PaddedSequences(padding.sequences), limits.max_seqs));
+  if (shards.size() > 1) padding.sequences = RoundUp(padding.sequences, layout.tp);   // tp ranks route equal shares
   // Never more blocks than the longest sequence has.
   padding.kv_len = std::max(context, std::min(PaddedContext(context), RoundUp(limits.max_model_len, span)));
   return padding;
@@ -75,7 +98,7 @@ DecodeSteps::Size& DecodeSteps::Find(const StepPadding& padding, bool* is_new) {
 std::vector<int64_t> DecodeSteps::Run(const StepCommand& command) {
   const ShardStep& step = Mine(command);
   bool is_new = false;
-  Size& size = Find(PaddingOf(step), &is_new);
+  Size& size = Find(PaddingOf(command), &is_new);
   StepBatch batch = p_.builder->BuildPadded(step, size.padding, *p_.device, *p_.stream);
   if (p_.setup->shard.last_stage()) p_.collector->Upload(command, batch.tokens);
   int64_t waits = p_.moe == nullptr ? 0 : p_.moe->host_waits();
@@ -87,9 +110,16 @@ std::vector<int64_t> DecodeSteps::Run(const StepCommand& command) {
 }
 
 TensorView DecodeSteps::Queue(const StepBatch& batch) {
-  if (p_.moe != nullptr) p_.moe->SetLiveTokens(batch.live_tokens);
+  bool exchange = p_.setup->shard.layout.dp > 1;
+  if (p_.moe != nullptr) {
+    p_.moe->SetLiveTokens(exchange ? batch.live_routed : batch.live_tokens);
+    p_.moe->UseFixedExchange(exchange);
+  }
   p_.decoder->Forward(batch, *p_.cache);
-  if (p_.moe != nullptr) p_.moe->SetLiveTokens(nullptr);
+  if (p_.moe != nullptr) {
+    p_.moe->SetLiveTokens(nullptr);
+    p_.moe->UseFixedExchange(false);
+  }
   return p_.collector->Choose(batch, batch.tokens);
 }
 
@@ -109,7 +139,7 @@ void DecodeSteps::Replay(const Size& size, int64_t tokens) {
   size.work->Launch(*p_.stream);
   p_.decoder->NoteReplay(tokens);
   p_.collector->NoteReplay(size.logits);
-  for (const auto* comm : {&p_.comms->world, &p_.comms->tp, &p_.comms->cp, &p_.comms->pp})
+  for (const auto* comm : {&p_.comms->world, &p_.comms->tp, &p_.comms->cp, &p_.comms->ep, &p_.comms->pp})
     if (*comm != nullptr && (*comm)->size() > 1) (*comm)->WatchQueued(*p_.stream);
   ++replays_;
 }

@@ -34,7 +34,9 @@ class DecodeSteps {
   };
   explicit DecodeSteps(const Parts& parts) : p_(parts) {}
 
-  // Whether this rank's share of the step is of this kind. Ranks may differ: what they exchange is the same either way.
+  // Whether this rank's share of the step is of this kind. With dp 1 ranks may differ: what they exchange is the same either
+  // way. Otherwise all shards must be of this kind, or empty, and are padded alike, because experts are then exchanged with
+  // fixed capacity.
   bool Takes(const StepCommand& command) const;
   // Runs the model and queues the choice of tokens; ResultCollector::Fetch has then to follow. Collective like Decoder::Forward.
   // Returns the first row of each sequence.
@@ -51,7 +53,9 @@ class DecodeSteps {
     TensorView logits;
   };
   const ShardStep& Mine(const StepCommand& command) const;
-  StepPadding PaddingOf(const ShardStep& step) const;
+  std::vector<const ShardStep*> Concerned(const StepCommand& command) const;
+  bool Fits(const ShardStep& step, int64_t queries, AttentionMode attention) const;
+  StepPadding PaddingOf(const StepCommand& command) const;
   Size& Find(const StepPadding& padding, bool* is_new);
   TensorView Queue(const StepBatch& batch);
   void Replay(const Size& size, int64_t tokens);

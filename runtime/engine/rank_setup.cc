@@ -15,6 +15,7 @@
 namespace latentmesh {
 namespace {
 
+constexpr int64_t kMostGatheredTokens = 1024;   // of all ranks of a stage, in steps that exchange with fixed capacity
 constexpr uint64_t kGraphBytes = uint64_t{256} << 20;   // for captured steps, see DecodeSteps
 constexpr double kUsableShare = 0.92;   // of free memory; the rest is for the libraries, the host side and fragmentation
 
@@ -176,7 +177,9 @@ MoeWorkspaceOptions RankSetup::moe_options() const {
                 : options.dispatch_dtype == "fp8" && shard.layout.dp > 1 ? DType::kF8E4M3
                                                                         : activation;
   moe.ranks_per_node = dispatch_node();
-  moe.fixed_capacity = options.device == "cuda";
+  moe.fixed_capacity = options.sample_on_ranks;
+  if (options.sample_on_ranks && shard.layout.dp > 1)
+    moe.gathered_tokens = std::min(moe.max_tokens, std::max<int64_t>(1, kMostGatheredTokens / shard.ep_size()));
   if (moe.fixed_capacity) moe.counted_layers = static_cast<int32_t>(shard.layers.count) + 1;   // and the draft layer
   return moe;
 }

@@ -205,7 +205,7 @@ TEST(SpeculationTest, EverythingARequestCanAskForIsAsWithoutDraftsOnEveryLayout)
   for (const Plan& c : {Plan{"mtp", 1, {1, 1, 1, 1}}, Plan{"mtp", 2, {1, 1, 1, 1}}, Plan{"mtp", 3, {1, 1, 1, 1}},
                         Plan{"ngram", 4, {1, 1, 1, 1}}, Plan{"mtp", 3, {2, 2, 1, 1}}, Plan{"mtp", 3, {1, 1, 2, 1}},
                         Plan{"mtp", 3, {2, 1, 1, 2}}, Plan{"ngram", 3, {1, 1, 2, 1}}, Plan{"ngram", 0, {1, 1, 1, 1}, true},
-                        Plan{"mtp", 2, {2, 2, 1, 1}, true}, Plan{"ngram", 0, {2, 1, 2, 1}, true}})
+                        Plan{"mtp", 2, {2, 2, 1, 1}, true}, Plan{"ngram", 0, {1, 3, 1, 1}, true}, Plan{"ngram", 0, {2, 1, 2, 1}, true}})
     ExpectSameOutcome(RunEverything(c.layout, OptionsOf(c), greedy), plain,
                       std::string(c.method) + std::to_string(c.tokens) + " " + ToString(c.layout));
 }

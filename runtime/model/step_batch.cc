@@ -40,10 +40,10 @@ struct StepBatchBuilder::Host {
 };
 
 StepBatchBuilder::StepBatchBuilder(const ModelConfig& config, const ModelShard& shard, const StepLimits& limits, Arena& arena)
-    : config_(config), shard_(shard.context(limits.block_size)), limits_(limits) {
+    : config_(config), model_shard_(shard), shard_(shard.context(limits.block_size)), limits_(limits) {
   int64_t tokens = limits.max_tokens, seqs = limits.max_seqs;
   int64_t halves = 2 * (seqs + 2);
-  capacity_ints_ = 2 * tokens + 3 * tokens + 2 * (seqs + 1) + halves + seqs * TableStride(limits, shard_) + 2 * seqs + 65;
+  capacity_ints_ = 2 * tokens + 3 * tokens + 2 * (seqs + 1) + halves + seqs * TableStride(limits, shard_) + 2 * seqs + 66;
   memory_ = arena.ReserveArray<int32_t>(capacity_ints_);
 }
 
@@ -124,11 +124,15 @@ StepBatch StepBatchBuilder::BuildPadded(const ShardStep& step, const StepPadding
   LM_CHECK(host.stride == stride && batch.absorbed.max_kv_len <= padding.kv_len && host.copies.empty());
   LM_CHECK(batch.tokens == static_cast<int64_t>(step.sequences.size()) * padding.queries);
   LM_CHECK(static_cast<int64_t>(host.logits.size()) == batch.tokens);
-  host.live.push_back(static_cast<int32_t>(batch.tokens));
+  host.live = {static_cast<int32_t>(batch.tokens), 0};
+  int64_t real = batch.tokens;
   Pad(padding, host, batch);
+  Range routed = model_shard_.RoutedTokens(batch.tokens);
+  host.live[1] = static_cast<int32_t>(std::clamp<int64_t>(real - routed.begin, 0, routed.count));
   LayOut(host, false, batch);
   device.CopyToDevice(memory_, staging_.data(), staging_.size() * sizeof(int32_t), stream);
-  batch.live_tokens = memory_ + staging_.size() - 1;
+  batch.live_tokens = memory_ + staging_.size() - 2;
+  batch.live_routed = batch.live_tokens + 1;
   return batch;
 }
 

@@ -61,6 +61,7 @@ struct StepBatch {
   int64_t row = 0;                     // of a half: its first row in the whole
   std::vector<StepBatch> halves;
   const int32_t* live_tokens = nullptr;   // when padded, on the device: rows from *live_tokens on are padding
+  const int32_t* live_routed = nullptr;   // the same of the rows that this tp rank routes with dp above 1
 };
 
 // Sizes that a step of absorbed sequences is filled up to, so that steps of different sizes run the same kernels on the same
@@ -96,6 +97,7 @@ class StepBatchBuilder {
   void AddHalves(const Host& host, int64_t tables, StepBatch& batch);
 
   const ModelConfig& config_;
+  ModelShard model_shard_;
   ContextShard shard_;
   StepLimits limits_;
   int64_t capacity_ints_ = 0;
