@@ -3,6 +3,7 @@
 #include "kernels/cuda/cache_record.cuh"
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_ahead.cuh"
 
 namespace latentmesh::cuda {
 namespace {
@@ -99,6 +100,8 @@ __device__ __forceinline__ void WriteLatentLane(const DeviceCache& cache, char* 
 }
 
 __global__ void __launch_bounds__(kThreads) LatentWriteWarpKernel(LatentWriteArgs p, int64_t tokens) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const int64_t token = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
   if (token >= tokens) return;
   const int64_t slot = p.slots[token];  // looked at when everything else is on its way
@@ -178,7 +181,7 @@ void LaunchLatentWrite(const LatentWriteParams& p, cudaStream_t stream) {
                      IsAligned(p.norm_weight.data, 16);
   if (usual) {
     const int64_t tokens = p.kv_a.rows();
-    LatentWriteWarpKernel<<<static_cast<unsigned>(CeilDiv(tokens, kThreads / 32)), kThreads, 0, stream>>>(args, tokens);
+    LaunchAhead(LatentWriteWarpKernel, static_cast<unsigned>(CeilDiv(tokens, kThreads / 32)), kThreads, 0, stream, args, tokens);
     return CheckLaunch("LatentWrite");
   }
   DispatchActivation(p.kv_a.dtype, [&](auto tag) {

@@ -2,6 +2,7 @@
 // row and a handful of tokens and its threads split k. Sums in f32.
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
+#include "kernels/cuda/launch_ahead.cuh"
 #include "kernels/cuda/matmul.h"
 
 namespace latentmesh::cuda {
@@ -30,6 +31,8 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(RouterArgs<A, B> p) {
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) x[t] = p.x + min(m0 + t, p.m - 1) * p.x_stride;  // rows beyond the last are not stored
   float acc[kTokens] = {};
+  LetNextKernelStart();
+  WaitForEarlierKernels();
 #pragma unroll 2
   for (int i = threadIdx.x * 4; i < p.k; i += kThreads * 4) {
     const Pack<float, 4> a = LoadPack<float, 4>(w + i);
@@ -66,7 +69,7 @@ void LaunchTokens(const Matmul& p, cudaStream_t stream) {
                               static_cast<int>(p.k),
                               p.accumulate};
   const dim3 grid(static_cast<unsigned>(p.n), static_cast<unsigned>(CeilDiv(p.m, kTokens)));
-  RouterKernel<A, B, kTokens><<<grid, kThreads, 0, stream>>>(args);
+  LaunchAhead(RouterKernel<A, B, kTokens>, grid, kThreads, 0, stream, args);
 }
 
 }  // namespace

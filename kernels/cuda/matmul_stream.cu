@@ -5,6 +5,7 @@
 // weights become bf16 exactly and the sums of every 64 columns are scaled in f32; f32 weights are split into two bf16
 // parts.
 #include "kernels/cuda/cuda_util.h"
+#include "kernels/cuda/launch_ahead.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/weight.cuh"
 
@@ -84,8 +85,7 @@ __global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) 
   __shared__ float sums[kWarps][kRows][kCols + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int n0 = blockIdx.x * kRowTiles * 16;
-  const int begin = p.offsets == nullptr ? 0 : p.offsets[blockIdx.y],
-            end = p.offsets == nullptr ? p.m : p.offsets[blockIdx.y + 1];
+  LetNextKernelStart();
   const DeviceWeight<W> planes[2] = {p.w.Batch(blockIdx.y), kGated ? p.up.Batch(blockIdx.y) : p.w};
   const W* rows[kTiles][2];
 #pragma unroll
@@ -98,18 +98,29 @@ __global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) 
     }
   }
   const int steps = p.k / kStep<W>;
+  StreamStep<W, kTiles, kTokens> loaded[kUnroll];
+  auto load_weights = [&](StreamStep<W, kTiles, kTokens>& to, int step) {
+    const bool inside = step < steps;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        to.w[t][half] = inside ? LoadStreaming(rows[t][half] + step * kStep<W>) : make_uint4(0, 0, 0, 0);
+      }
+    }
+  };
+  bool loaded_ahead = p.offsets == nullptr;  // weights depend on no other kernel
+  if (loaded_ahead) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) load_weights(loaded[u], warp + u * kWarps);
+  }
+  WaitForEarlierKernels();
+  const int begin = p.offsets == nullptr ? 0 : p.offsets[blockIdx.y],
+            end = p.offsets == nullptr ? p.m : p.offsets[blockIdx.y + 1];
   for (int m0 = begin; m0 < end; m0 += kCols) {
     float acc[kTiles][kTokens][4] = {};
-    StreamStep<W, kTiles, kTokens> loaded[kUnroll];
-    auto load = [&](StreamStep<W, kTiles, kTokens>& to, int step) {
+    auto load_tokens = [&](StreamStep<W, kTiles, kTokens>& to, int step) {
       const bool inside = step < steps;
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          to.w[t][half] = inside ? LoadStreaming(rows[t][half] + step * kStep<W>) : make_uint4(0, 0, 0, 0);
-        }
-      }
 #pragma unroll
       for (int i = 0; i < kTokens; ++i) {
         const int token = m0 + i * 8 + g;
@@ -154,7 +165,11 @@ __global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) 
     };
     for (int step = warp; step < steps; step += kWarps * kUnroll) {
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) load(loaded[u], step + u * kWarps);
+      for (int u = 0; u < kUnroll; ++u) {
+        if (!loaded_ahead) load_weights(loaded[u], step + u * kWarps);
+        load_tokens(loaded[u], step + u * kWarps);
+      }
+      loaded_ahead = false;
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) multiply(loaded[u], step + u * kWarps);
     }
@@ -203,9 +218,9 @@ void LaunchTiles(const Matmul& p, cudaStream_t stream) {
   const int rows = kTiles * 16 / (p.gated() ? 2 : 1);
   const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, rows)), static_cast<unsigned>(p.batches));
   if constexpr (kTiles > 1) {
-    if (p.gated()) return StreamKernel<W, B, kTiles, kTokens, true, kWarps><<<grid, kWarps * 32, 0, stream>>>(args);
+    if (p.gated()) return LaunchAhead(StreamKernel<W, B, kTiles, kTokens, true, kWarps>, grid, kWarps * 32, 0, stream, args);
   }
-  StreamKernel<W, B, kTiles, kTokens, false, kWarps><<<grid, kWarps * 32, 0, stream>>>(args);
+  LaunchAhead(StreamKernel<W, B, kTiles, kTokens, false, kWarps>, grid, kWarps * 32, 0, stream, args);
 }
 
 // Enough loads have to be under way everywhere: with few weight rows, smaller tiles and more warps to a block.

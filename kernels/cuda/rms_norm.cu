@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_ahead.cuh"
 
 namespace latentmesh::cuda {
 namespace {
@@ -26,6 +27,8 @@ constexpr int kPacks = 2;
 template <typename A, typename R, typename B, int V>
 __global__ void __launch_bounds__(1024) RmsNormPacks(NormArgs<A, R, B> p) {
   __shared__ float scratch[32];
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const A* x = p.x + blockIdx.x * p.x_stride;
   R* residual = p.residual == nullptr ? nullptr : p.residual + blockIdx.x * p.residual_stride;
   Pack<A, V> from[kPacks];
@@ -126,8 +129,8 @@ void LaunchRmsNorm(const RmsNormParams& p, cudaStream_t stream) {
                           RowsAligned(p.out, kV) && (!has_residual || RowsAligned(p.residual, kV)) &&
                           IsAligned(p.weight.data, 16);
         if (!wide) return LaunchNorm<A, R, B>(args, p.x.rows(), stream);
-        RmsNormPacks<A, R, B, kV>
-            <<<static_cast<unsigned>(p.x.rows()), Threads(CeilDiv(packs, kPacks)), 0, stream>>>(args);
+        LaunchAhead(RmsNormPacks<A, R, B, kV>, static_cast<unsigned>(p.x.rows()), Threads(CeilDiv(packs, kPacks)), 0, stream,
+                    args);
       });
     });
   });

@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_ahead.cuh"
 
 namespace latentmesh::cuda {
 namespace {
@@ -50,6 +51,8 @@ constexpr int kHeads = 4;  // of a thread at a time
 // threadIdx.x: which pairs of a head; threadIdx.y: head
 template <typename T, int kPairs, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) RopeKernel(RopeArgs p) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const int64_t token = blockIdx.x;
   const float* angles = p.cos_sin + p.positions[token] * p.cos_stride;
   const int step = gridDim.y * blockDim.y;
@@ -79,7 +82,7 @@ void LaunchPairs(const RopeArgs& args, int64_t tokens, cudaStream_t stream) {
   const dim3 block(static_cast<unsigned>(across), static_cast<unsigned>(heads));
   const dim3 grid(static_cast<unsigned>(tokens),
                   static_cast<unsigned>(std::min<int64_t>(64, CeilDiv(args.heads, heads * kHeads))));
-  RopeKernel<T, kPairs, kInterleaved><<<grid, block, 0, stream>>>(args);
+  LaunchAhead(RopeKernel<T, kPairs, kInterleaved>, grid, block, 0, stream, args);
 }
 
 }  // namespace

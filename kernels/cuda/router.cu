@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_ahead.cuh"
 
 namespace latentmesh::cuda {
 namespace {
@@ -117,6 +118,8 @@ __device__ __forceinline__ void Largest(const uint32_t (&keys)[kEach], uint32_t&
 // kEach: experts a lane looks after; expert lane + 32 i is its i-th.
 template <int kEach>
 __global__ void __launch_bounds__(kWarps * 32) RouteKernel(RouteArgs p) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   extern __shared__ float shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t token = blockIdx.x * int64_t{kWarps} + warp;
@@ -200,7 +203,7 @@ void LaunchRoute(const RouterParams& p, cudaStream_t stream) {
                       : experts <= 256 ? RouteKernel<8>
                       : experts <= 512 ? RouteKernel<16>
                                        : RouteKernel<32>;
-  kernel<<<static_cast<unsigned>(CeilDiv(args.tokens, kWarps)), kWarps * 32, shared, stream>>>(args);
+  LaunchAhead(kernel, static_cast<unsigned>(CeilDiv(args.tokens, kWarps)), kWarps * 32, static_cast<size_t>(shared), stream, args);
   CheckLaunch("Route");
 }
 

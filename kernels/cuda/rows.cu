@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_ahead.cuh"
 
 namespace latentmesh::cuda {
 namespace {
@@ -16,6 +17,8 @@ template <typename U>
 __global__ void __launch_bounds__(kThreads)
     GatherRowsKernel(const U* x, int64_t x_stride, const int32_t* index, int32_t divisor, int64_t rows, int64_t units,
                      int each, U* out, int64_t out_stride) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const int64_t row = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
   if (row >= rows) return;
   const int32_t from = index[row];
@@ -40,9 +43,8 @@ void LaunchGather(const GatherRowsParams& p, cudaStream_t stream) {
   const int64_t units = p.x.cols() * size / unit, chunks = CeilDiv(units, kChunkUnits);
   LM_CHECK_MSG(chunks <= 65535, "rows of " + std::to_string(units) + " units");
   const dim3 grid(static_cast<unsigned>(CeilDiv(p.count, kThreads / 32)), static_cast<unsigned>(chunks));
-  GatherRowsKernel<U><<<grid, kThreads, 0, stream>>>(p.x.as<U>(), p.x.row_stride * size / unit, p.index, p.divisor,
-                                                     p.count, units, static_cast<int>(CeilDiv(units, chunks)),
-                                                     p.out.as<U>(), p.out.row_stride * size / unit);
+  LaunchAhead(GatherRowsKernel<U>, grid, kThreads, 0, stream, p.x.as<U>(), p.x.row_stride * size / unit, p.index, p.divisor,
+              p.count, units, static_cast<int>(CeilDiv(units, chunks)), p.out.as<U>(), p.out.row_stride * size / unit);
 }
 
 bool RowsInUnits(const TensorView& t, int64_t unit) {
@@ -53,6 +55,8 @@ bool RowsInUnits(const TensorView& t, int64_t unit) {
 template <typename A, typename B, int V>
 __global__ void CombineRowsKernel(const A* x, int64_t x_stride, const int32_t* index, const float* weights, int k,
                                   int64_t cols, B* out, int64_t out_stride, bool accumulate) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const int64_t t = blockIdx.y;
   const int64_t col = (blockIdx.x * int64_t{kThreads} + threadIdx.x) * V;
   if (col >= cols) return;
@@ -85,9 +89,8 @@ void LaunchCombine(const CombineRowsParams& p, cudaStream_t stream) {
   for (int64_t begin = 0; begin < tokens; begin += kMaxGridY) {
     const dim3 grid(static_cast<unsigned>(CeilDiv(cols, kThreads * V)),
                     static_cast<unsigned>(std::min(kMaxGridY, tokens - begin)));
-    CombineRowsKernel<A, B, V><<<grid, kThreads, 0, stream>>>(
-        p.x.as<A>(), p.x.row_stride, p.index + begin * p.k, p.weights + begin * p.k, p.k, cols,
-        p.out.as<B>() + begin * p.out.row_stride, p.out.row_stride, p.accumulate);
+    LaunchAhead(CombineRowsKernel<A, B, V>, grid, kThreads, 0, stream, p.x.as<A>(), p.x.row_stride, p.index + begin * p.k,
+                p.weights + begin * p.k, p.k, cols, p.out.as<B>() + begin * p.out.row_stride, p.out.row_stride, p.accumulate);
   }
 }
 

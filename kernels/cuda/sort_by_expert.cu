@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_ahead.cuh"
 
 namespace latentmesh::cuda {
 namespace {
@@ -47,6 +48,8 @@ __device__ int32_t LocalExpert(const SortByExpertParams& p, int64_t slot) {
 
 __global__ void __launch_bounds__(kThreads) SortFewKernel(SortByExpertParams p) {
   __shared__ int scratch[kWarps];
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const int expert = blockIdx.x;
   const int64_t each = (p.slots + kThreads - 1) / kThreads;  // consecutive slots a thread, so that order is kept
   const int64_t begin = threadIdx.x * each, end = min(begin + each, p.slots);
@@ -141,7 +144,7 @@ void LaunchSortByExpert(const SortByExpertParams& p, const Workspace& workspace,
   const int shared = p.experts * static_cast<int>(sizeof(int) + kWarps * sizeof(uint16_t));
   const bool fits = shared <= 48 * 1024 && chunks * p.experts * 4 <= static_cast<int64_t>(workspace.bytes);
   if (p.slots <= kFew || !fits) {
-    SortFewKernel<<<static_cast<unsigned>(p.experts), kThreads, 0, stream>>>(p);
+    LaunchAhead(SortFewKernel, static_cast<unsigned>(p.experts), kThreads, 0, stream, p);
   } else {
     int32_t* counts = reinterpret_cast<int32_t*>(workspace.data);
     CountKernel<<<static_cast<unsigned>(chunks), kThreads, p.experts * sizeof(int), stream>>>(p, counts);
