@@ -53,10 +53,12 @@ DispatchLimits ExpertLimits(const MoeConfig& config, const MoeWorkspaceOptions& 
   return limits;
 }
 
-// Rows that experts get sorted, not in place: of the local dispatcher, and of the one by messages.
+// Rows that experts get sorted, not in place: of all dispatchers but the one by nodes.
 int64_t DenseSlots(const MoeConfig& config, const MoeWorkspaceOptions& options, int ranks) {
   if (options.ranks_per_node == 0 || ranks == 1) return ExpertLimits(config, options, ranks).max_slots;
-  return options.max_replicated_tokens > 0 ? ReplicatedLimits(config, options, ranks).max_slots : 0;
+  int64_t slots = options.max_replicated_tokens > 0 ? ReplicatedLimits(config, options, ranks).max_slots : 0;
+  if (options.gathered_tokens == 0) return slots;
+  return std::max(slots, GatheredLimits(GatherLimits(config, options, ranks), ranks).max_slots);
 }
 
 std::unique_ptr<TokenDispatcher> MakeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits) {
