@@ -46,9 +46,9 @@ struct Place {
   }
 };
 
-// Lane (g, c) = (lane / 4, lane % 4) holds of 16 keys: units c, c + 4, ... (of 8 numbers) of keys g and g + 8, and units
-// g, g + 8, ... of the values of keys 2c, 2c + 1, 2c + 8, 2c + 9. What lies beyond the last key is zero: 0 times a NaN
-// of stale memory would be NaN.
+// Lane (g, c) = (lane / 4, lane % 4) holds of 16 keys: units c, c + 4, ... (of 8 numbers) of keys g and g + 8, and
+// units g, g + 8, ... of the values of keys 2c, 2c + 1, 2c + 8, 2c + 9. What lies beyond the last key is zero: 0 times
+// a NaN of stale memory would be NaN.
 template <int kDim>
 struct KeyLoader {
   const char *keys, *values;  // of this head, in slot 0
@@ -92,7 +92,9 @@ struct KeyLoader {
   }
 };
 
-__device__ __forceinline__ uint32_t Word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ uint32_t Word(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 // Queries as left operands: of rows g and g + 8, the numbers that meet a lane's keys.
 template <int kDim>
@@ -105,7 +107,8 @@ __device__ __forceinline__ void LoadQueries(const GqaArgs& p, const Place& place
         static_cast<const bf16*>(p.q.data) + place.token * p.q.token_stride + (place.head + row) * p.q.head_stride;
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
-      const uint4 unit = row < place.rows ? reinterpret_cast<const uint4*>(vector)[i * 4 + lane % 4] : make_uint4(0, 0, 0, 0);
+      const uint4 unit =
+          row < place.rows ? reinterpret_cast<const uint4*>(vector)[i * 4 + lane % 4] : make_uint4(0, 0, 0, 0);
 #pragma unroll
       for (int e = 0; e < 4; ++e) q[i * 2 + e / 2][h + e % 2 * 2] = Word(unit, e);
     }
@@ -214,8 +217,8 @@ __device__ void StoreResult(const GqaArgs& p, const Place& place, Sums<kDim>& su
     if (row >= place.rows) continue;
     const float scale = sums.sum[r] > 0 ? 1.f / sums.sum[r] : 0.f;
     const int64_t index = (place.token * p.out.heads + place.head + row) * p.partials.splits + place.split;
-    bf16* out = static_cast<bf16*>(p.out.data) + place.token * p.out.token_stride +
-                (place.head + row) * p.out.head_stride;
+    bf16* out =
+        static_cast<bf16*>(p.out.data) + place.token * p.out.token_stride + (place.head + row) * p.out.head_stride;
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
 #pragma unroll

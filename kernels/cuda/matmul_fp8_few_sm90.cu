@@ -1,9 +1,9 @@
 // FP8 products of few rows on Hopper: the time is that of reading the weights once. Weights are the left operand of
 // wgmma, 64 rows a warpgroup, and the tokens its right one, so that nothing is decoded and no row of a tile is wasted;
-// x is quantised per token and 128 numbers, sums of 128 columns are scaled and added in f32 (DeepSeek-V3 report, section
-// 3.3.2). One thread runs the copy engine. Blocks walk over tiles of all experts, whose row counts only the card knows;
-// a product with few tiles is split along k over the blocks of a cluster, which add up through each other's shared
-// memory. Weights start to arrive while x is still being quantised (programmatic dependent launch).
+// x is quantised per token and 128 numbers, sums of 128 columns are scaled and added in f32 (DeepSeek-V3 report,
+// section 3.3.2). One thread runs the copy engine. Blocks walk over tiles of all experts, whose row counts only the
+// card knows; a product with few tiles is split along k over the blocks of a cluster, which add up through each other's
+// shared memory. Weights start to arrive while x is still being quantised (programmatic dependent launch).
 #include <algorithm>
 
 #include "kernels/cuda/cuda_util.h"
@@ -17,10 +17,10 @@ namespace {
 
 constexpr int kDepth = 128, kMaxStages = 6, kMaxSplits = 8;
 constexpr int kConsumers = 256, kThreads = kConsumers + 32;
-constexpr int kBlockRows = 128;                 // weight rows of a tile: gated, 64 of each weight
-constexpr int kSumPitch = kBlockRows + 4;       // lanes of a warp write different banks
+constexpr int kBlockRows = 128;            // weight rows of a tile: gated, 64 of each weight
+constexpr int kSumPitch = kBlockRows + 4;  // lanes of a warp write different banks
 constexpr int kBlockBytes = kBlockRows * kDepth;
-constexpr int kSharedBudget = 112 * 1024;       // two blocks a multiprocessor
+constexpr int kSharedBudget = 112 * 1024;  // two blocks a multiprocessor
 
 template <int kTokens_, bool kGated_>
 struct Shape {
@@ -30,8 +30,7 @@ struct Shape {
   static constexpr int kScaleBytes = (kTokens + 4) * 4;                  // begins at a multiple of four rows
   static constexpr int kStageBytes = kBlockBytes + kTokens * kDepth;
   static constexpr int kSumBytes = kTokens * kSumPitch * 4;
-  static constexpr int kStages =
-      std::min(kMaxStages, (kSharedBudget - 1024 - kSumBytes) / (kStageBytes + kScaleBytes));
+  static constexpr int kStages = std::min(kMaxStages, (kSharedBudget - 1024 - kSumBytes) / (kStageBytes + kScaleBytes));
   static constexpr int kSharedBytes = kStages * (kStageBytes + kScaleBytes) + kSumBytes + 1024;
 };
 
@@ -157,7 +156,8 @@ __device__ __forceinline__ Pack<float, 4> ClusterSum(const float* place, int blo
 
 template <typename B, typename S>
 __device__ void StoreTile(const FewArgs& p, const Pipeline<S>& pipe, int row, int end, int column) {
-  const bool whole = p.range.n % 4 == 0 && p.out_stride % 4 == 0 && reinterpret_cast<uint64_t>(p.out) % (4 * sizeof(B)) == 0;
+  const bool whole =
+      p.range.n % 4 == 0 && p.out_stride % 4 == 0 && reinterpret_cast<uint64_t>(p.out) % (4 * sizeof(B)) == 0;
   const int slice = S::kColumns / p.splits, first = p.splits == 1 ? 0 : ClusterRank() * slice;
   for (int i = threadIdx.x * 4; i < min(S::kTokens, end - row) * slice; i += kConsumers * 4) {
     const int token = i / slice, col = first + i % slice, n = column + col;
@@ -309,7 +309,8 @@ void Launch(const Matmul& p, const QuantisedRows& x, cudaStream_t stream) {
                      p.out_stride,
                      p.accumulate};
   const CUtensorMap x_map = MakeTensorMap({x.codes, DType::kF8E4M3, p.m, x.row_bytes, x.row_bytes, S::kTokens, kDepth});
-  const CUtensorMap w_map = WeightMap(p.w, p, S::kColumns), up_map = S::kGated ? WeightMap(p.up, p, S::kColumns) : w_map;
+  const CUtensorMap w_map = WeightMap(p.w, p, S::kColumns),
+                    up_map = S::kGated ? WeightMap(p.up, p, S::kColumns) : w_map;
   const auto kernel = FewKernel<B, S>;
   Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes), "MatmulFp8Few");
   cudaLaunchAttribute attributes[2] = {};
@@ -318,8 +319,8 @@ void Launch(const Matmul& p, const QuantisedRows& x, cudaStream_t stream) {
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(
-      splits > 1 ? tiles * splits : std::min<int64_t>(tiles, 2 * CurrentCard().multiprocessors));
+  config.gridDim =
+      static_cast<unsigned>(splits > 1 ? tiles * splits : std::min<int64_t>(tiles, 2 * CurrentCard().multiprocessors));
   config.blockDim = kThreads;
   config.dynamicSmemBytes = S::kSharedBytes;
   config.stream = stream;
@@ -341,7 +342,7 @@ void LaunchTokens(const Matmul& p, int64_t tokens, const QuantisedRows& x, cudaS
 bool LaunchMatmulFp8Few(const Matmul& p, const Workspace& workspace, cudaStream_t stream) {
   const bool grouped = p.offsets != nullptr;
   const int64_t rows = grouped ? CeilDiv(p.m, p.batches) : p.m;  // of each expert, in the mean
-  const int64_t most = grouped && !p.gated() ? 32 : 64;  // beyond, matmul_fp8_sm90.cu is faster
+  const int64_t most = grouped && !p.gated() ? 32 : 64;          // beyond, matmul_fp8_sm90.cu is faster
   const bool shape = CurrentCard().hopper && p.x_type == DType::kBF16 && !p.transposed && (grouped || p.batches == 1) &&
                      IsAligned(p.x, 16) && p.x_stride % 8 == 0 && p.k % 8 == 0 && rows <= most;
   if (!shape || p.w.view.dtype != DType::kF8E4M3 || !WeightFits(p.w, p.k) || !WeightFits(p.up, p.k)) return false;

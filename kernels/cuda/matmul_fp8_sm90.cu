@@ -27,7 +27,7 @@ struct Shape {
   static constexpr int kColumns = kGated ? kTileN / 2 : kTileN;  // of the result
   static constexpr int kPartColumns = kTileN == 256 ? 128 : 64;  // that share a scale
   static constexpr int kParts = kTileN / kPartColumns;
-  static constexpr int kPass = kTileN == 256 ? 128 : kTileN;     // columns at a time: products and sums fill registers
+  static constexpr int kPass = kTileN == 256 ? 128 : kTileN;  // columns at a time: products and sums fill registers
   static constexpr int kThreads = kGroups * 128 + 128;
   static constexpr int kStageBytes = (kTileM + kTileN) * kDepth;
   static constexpr int kStages = std::min(kMaxStages, 210 * 1024 / kStageBytes);

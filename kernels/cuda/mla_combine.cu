@@ -83,7 +83,8 @@ void LaunchMergeSplits(const HeadsView& out, const TensorView& lse, const MlaPar
     ahead.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     ahead.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(out.tokens * out.heads), static_cast<unsigned>(CeilDiv(out.dim, kColumns)));
+    config.gridDim =
+        dim3(static_cast<unsigned>(out.tokens * out.heads), static_cast<unsigned>(CeilDiv(out.dim, kColumns)));
     config.blockDim = kThreads;
     config.stream = stream;
     config.attrs = &ahead;

@@ -7,9 +7,9 @@
 // its warps half of the dimensions: of the scores, whose halves they exchange, and of the output. A pair refills the
 // shared memory of its last chunk as soon as both have read it. At the end the pairs' sums are merged.
 //
-// The dimensions inside a product may come in any order, and so may the keys of a chunk: orders are such that lanes read
-// 16 bytes each from different banks. Column x of the scores' tile h is key 8 h + x / 2 + 4 (x % 2), column x of the
-// values' tile is in 16-byte unit x / 2 + 4 (x % 2).
+// The dimensions inside a product may come in any order, and so may the keys of a chunk: orders are such that lanes
+// read 16 bytes each from different banks. Column x of the scores' tile h is key 8 h + x / 2 + 4 (x % 2), column x of
+// the values' tile is in 16-byte unit x / 2 + 4 (x % 2).
 #include "kernels/cuda/mla_sm90.cuh"
 
 namespace latentmesh::cuda {
@@ -58,8 +58,7 @@ __device__ __forceinline__ uint32_t HalfOfBF16(uint32_t pair) {
 }
 
 __device__ __forceinline__ void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -85,7 +84,8 @@ struct QueryRow {
   __device__ QueryRow(const Args& p, const Place& place, int row) : latent(nullptr), rope(nullptr) {
     if (row >= place.rows) return;
     const int64_t token = place.first_token + place.Token(p, row), head = place.Head(p, row);
-    latent = static_cast<const bf16*>(p.q_latent.data) + token * p.q_latent.token_stride + head * p.q_latent.head_stride;
+    latent =
+        static_cast<const bf16*>(p.q_latent.data) + token * p.q_latent.token_stride + head * p.q_latent.head_stride;
     rope = static_cast<const bf16*>(p.q_rope.data) + token * p.q_rope.token_stride + head * p.q_rope.head_stride;
   }
   __device__ static uint2 Four(const bf16* vector, int column) {
@@ -175,8 +175,8 @@ __device__ __forceinline__ void Scores(float (&s)[2][4], const Queries& q, const
 
 // The running maximum moves only when it grows by more than 2^kSlack, which saves most corrections of the sums and is
 // exact, because sums and probabilities share whatever maximum is used. Probabilities carry the token's scale of the
-// values and kScaleLift, which together keep them in f16's range for scales from 4e-6 to 64: latents whose largest number
-// is between 2e-3 and 3e4.
+// values and kScaleLift, which together keep them in f16's range for scales from 4e-6 to 64: latents whose largest
+// number is between 2e-3 and 3e4.
 constexpr float kSlack = 6, kScaleLift = 16;
 
 __device__ __forceinline__ float Exp2(float x) {
@@ -202,7 +202,8 @@ struct Sums {
     for (auto& tile : out) tile[0] *= first, tile[1] *= first, tile[2] *= second, tile[3] *= second;
   }
   // Scores become probabilities; `mask` where some row does not see the whole chunk.
-  __device__ __forceinline__ void Softmax(float (&s)[2][4], float scale_log2, int key, const int (&limit)[2], bool mask) {
+  __device__ __forceinline__ void Softmax(float (&s)[2][4], float scale_log2, int key, const int (&limit)[2],
+                                          bool mask) {
     if (mask) {
       const int column = key + threadIdx.x % 4;
 #pragma unroll
@@ -407,8 +408,7 @@ __device__ void StoreResult(const Args& p, const Place& place, const Sums& sums,
       }
     }
     if (half != 0 || lane % 4 != 0) continue;
-    const float lse =
-        sums.sum[r] > 0 ? (sums.largest[r] + log2f(sums.sum[r])) * 0.6931471805599453f : -INFINITY;
+    const float lse = sums.sum[r] > 0 ? (sums.largest[r] + log2f(sums.sum[r])) * 0.6931471805599453f : -INFINITY;
     if (splits > 1) {
       p.partials.lse[index] = lse;
     } else if (p.lse != nullptr) {

@@ -11,7 +11,14 @@ namespace latentmesh::cuda::mla {
 template <bool kFp8>
 constexpr bool kLag = !kFp8;
 
-enum : int { kProbabilitiesReady = 1, kProbabilitiesTaken = 2, kScoresDone = 3, kGroupZero = 4, kSumsReady = 5, kQueriesReady = 6 };
+enum : int {
+  kProbabilitiesReady = 1,
+  kProbabilitiesTaken = 2,
+  kScoresDone = 3,
+  kGroupZero = 4,
+  kSumsReady = 5,
+  kQueriesReady = 6
+};
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 

@@ -15,8 +15,8 @@ struct MlaPartials {
   int splits = 1;
 };
 
-// At most `wanted` splits of `rows` (tokens * heads), as the workspace allows; 1 means that the kernel writes its result
-// itself.
+// At most `wanted` splits of `rows` (tokens * heads), as the workspace allows; 1 means that the kernel writes its
+// result itself.
 inline MlaPartials PlanPartials(int64_t rows, int64_t dim, int64_t wanted, const Workspace& workspace) {
   const int64_t each = rows * (dim + 1) * static_cast<int64_t>(sizeof(float));
   const int64_t splits = std::min<int64_t>(wanted, static_cast<int64_t>(workspace.bytes) / std::max<int64_t>(each, 1));

@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
   if (row >= rows) return;
   const int32_t from = index[row];
-  const int64_t begin = blockIdx.y * int64_t{each} + threadIdx.x % 32, end = min((blockIdx.y + 1) * int64_t{each}, units);
+  const int64_t begin = blockIdx.y * int64_t{each} + threadIdx.x % 32,
+                end = min((blockIdx.y + 1) * int64_t{each}, units);
   const U* source = x + static_cast<int64_t>(max(from, 0) / divisor) * x_stride;
   U* to = out + row * out_stride;
   U v[kChunkUnits / 32];

@@ -113,8 +113,8 @@ void GroupedDecode(Bench& bench, const GroupedCase& c) {
   batch.kv_len = kv_len.view.i32();
   batch.block_table = block_table.view.i32();
   batch.table_stride = pages;
-  GqaAttentionParams p{AsHeads(q.view, c.heads, kDim), cache, batch, c.kv_heads, c.heads / c.kv_heads, 0, 0.088f,
-                       AsHeads(out.view, c.heads, kDim)};
+  GqaAttentionParams p{AsHeads(q.view, c.heads, kDim), cache, batch,  c.kv_heads,
+                       c.heads / c.kv_heads,           0,     0.088f, AsHeads(out.view, c.heads, kDim)};
   const double time = bench.Time([&](int) { bench.ops().GqaAttention(p, bench.stream()); }, 4);
   double error = -1;
   const double pairs = static_cast<double>(c.sequences) * c.heads * c.context;
@@ -172,9 +172,10 @@ void BenchAttention(Bench& bench) {
                                 {16, 1, 131072, 1, format},  {128, 1, 65536, 1, format}};
     for (const DecodeCase& c : cases) Decode(bench, c);
   }
-  for (const GroupedCase& c : {GroupedCase{16, 16, 16, 4096}, GroupedCase{16, 16, 128, 4096}, GroupedCase{16, 8, 16, 65536},
-                               GroupedCase{16, 4, 128, 4096}, GroupedCase{16, 1, 16, 4096}, GroupedCase{16, 1, 128, 4096},
-                               GroupedCase{16, 1, 16, 65536}, GroupedCase{16, 1, 1, 65536}, GroupedCase{64, 8, 128, 8192}})
+  for (const GroupedCase& c :
+       {GroupedCase{16, 16, 16, 4096}, GroupedCase{16, 16, 128, 4096}, GroupedCase{16, 8, 16, 65536},
+        GroupedCase{16, 4, 128, 4096}, GroupedCase{16, 1, 16, 4096}, GroupedCase{16, 1, 128, 4096},
+        GroupedCase{16, 1, 16, 65536}, GroupedCase{16, 1, 1, 65536}, GroupedCase{64, 8, 128, 8192}})
     GroupedDecode(bench, c);
   Prefill(bench, 128, 4096);
   Prefill(bench, 128, 16384);

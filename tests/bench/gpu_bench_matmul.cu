@@ -134,8 +134,8 @@ void Quantise(Bench& bench, int64_t rows, int64_t cols) {
   std::vector<Tensor> x;
   for (int i = 0; i < sets; ++i) x.push_back(bench.Random(DType::kBF16, {rows, cols}, 1));
   const cuda::QuantisedRows to = cuda::PlanQuantisedRows(rows, cols, bench.workspace());
-  const double time = bench.Time(
-      [&](int i) { cuda::LaunchQuantise(x[i % sets].view.data, cols, rows, cols, to, bench.native()); }, 16);
+  const double time =
+      bench.Time([&](int i) { cuda::LaunchQuantise(x[i % sets].view.data, cols, rows, cols, to, bench.native()); }, 16);
   bench.Report("quantise to f8_e4m3 " + std::to_string(rows) + " x " + std::to_string(cols), time, 0,
                rows * cols * (3.0 + 4.0 / 128), -1);
 }

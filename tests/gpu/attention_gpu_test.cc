@@ -298,9 +298,9 @@ TEST_F(AttentionGpuTest, GroupedQueryWrite) {
       auto run = [&](Ops& ops, Stream& s, const Side& at) {
         CacheView here = view;
         here.data = at.Data(cache);
-        ops.GqaWrite({at.Heads(k, kv_heads, dim), at.Heads(v, kv_heads, dim),
-                      static_cast<const int64_t*>(at.Data(slots)), here},
-                     s);
+        ops.GqaWrite(
+            {at.Heads(k, kv_heads, dim), at.Heads(v, kv_heads, dim), static_cast<const int64_t*>(at.Data(slots)), here},
+            s);
         ops.LatentGather({here, at.Ints(block_table), 0, tokens, at(gathered)}, s);
       };
       run(gpu_ops(), stream(), Side(true));
@@ -313,8 +313,8 @@ TEST_F(AttentionGpuTest, GroupedQueryWrite) {
 }
 
 TEST_F(AttentionGpuTest, GroupedQuery) {
-  for (const GqaShape& shape : {GqaShape{8, 8, 1, 0, 16}, GqaShape{8, 2, 4, 0, 40}, GqaShape{6, 2, 5, 3, 64},
-                                GqaShape{20, 1, 20, 0, 128}}) {
+  for (const GqaShape& shape :
+       {GqaShape{8, 8, 1, 0, 16}, GqaShape{8, 2, 4, 0, 40}, GqaShape{6, 2, 5, 3, 64}, GqaShape{20, 1, 20, 0, 128}}) {
     for (DType type : kActivations) {
       for (CacheFormat format : {CacheFormat::kF32, CacheFormat::kBF16, CacheFormat::kF8})
         Gqa(type, format, shape, {1, 4}, {100, 30}, 8);
