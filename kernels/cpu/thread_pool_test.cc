@@ -45,6 +45,7 @@ TEST(ThreadPool, PollsBetweenChunksAndThrowsAfterTheLoop) {
     ThreadPool pool(threads);
     const auto caller = std::this_thread::get_id();
     std::atomic<int> polls{0};
+    int awaited = 3;
     Progress progress([&] {
       EXPECT_EQ(std::this_thread::get_id(), caller);
       if (++polls == 3) throw 7;
@@ -53,7 +54,7 @@ TEST(ThreadPool, PollsBetweenChunksAndThrowsAfterTheLoop) {
     std::atomic<int> done{0};
     auto loop = [&] {
       pool.ParallelFor(40, 1, [&](int64_t, int64_t, int thread) {      // others leave the caller chunks to poll between
-        for (int i = 0; i < 10'000 && (thread == 0 ? i == 0 : polls < 3); ++i)
+        for (int i = 0; i < 10'000 && (thread == 0 ? i == 0 : polls < awaited); ++i)
           std::this_thread::sleep_for(2 * Progress::kEvery);
         ++done;
       });
@@ -61,6 +62,7 @@ TEST(ThreadPool, PollsBetweenChunksAndThrowsAfterTheLoop) {
     EXPECT_THROW(loop(), int);
     EXPECT_EQ(done, 40);
     EXPECT_EQ(polls, 3);
+    awaited = 4;
     loop();
     EXPECT_GT(polls, 3);
   }
