@@ -41,9 +41,9 @@ SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
 
 constexpr int64_t kKeepDraftCacheSteps = 64;   // steps without drafts after which the draft layer's cache is given up
 
-StepCommand ModelCommand(const RankSetup& setup, AttentionMode attention, const StepPlan& plan, bool capture_hidden = false) {
+StepCommand ModelCommand(int micro_batches, AttentionMode attention, const StepPlan& plan, bool capture_hidden = false) {
   StepCommand command;
-  command.micro_batches = static_cast<uint8_t>(MicroBatchesOf(setup, plan));
+  command.micro_batches = static_cast<uint8_t>(micro_batches);
   command.attention = attention;
   command.capture_hidden = capture_hidden;
   command.plan = plan;
@@ -78,6 +78,7 @@ EngineImpl::EngineImpl(Worker& worker, ControlChannel& control, std::unique_ptr<
       drafter_([this](StepCommand command) { return RunPlan(std::move(command)); }, scheduler_->options().block_size,
                scheduler_->options().max_model_len, worker.setup().options.sample_on_ranks),
       controller_(worker.setup().options.speculative_tokens, worker.setup().options.speculative_adapt),
+      micro_batches_(worker.setup()),
       next_seed_(worker.setup().options.seed),
       balancer_(worker.setup()) {
   for (int64_t id : config().eos_token_ids) eos_ids_.push_back(static_cast<int32_t>(id));
@@ -183,7 +184,10 @@ StepResult EngineImpl::RunPlan(StepCommand command) {
     std::string bytes = EncodeCommand(command);
     control_.Broadcast(bytes);
   }
+  double exchanging = worker_.exchange_seconds();
+  auto began = Clock::now();
   StepResult result = worker_.Execute(command);
+  micro_batches_.Observe(std::chrono::duration<double>(Clock::now() - began).count(), worker_.exchange_seconds() - exchanging);
   if (const auto& keep_alive = worker_.setup().options.keep_alive) keep_alive();
   return result;
 }
@@ -207,7 +211,7 @@ bool EngineImpl::Step() {
   std::vector<DraftSeed> seeds;
   auto started = Clock::now();
   if (!step.empty()) {
-    StepCommand command = ModelCommand(worker_.setup(), worker_.setup().options.attention, step.plan);
+    StepCommand command = ModelCommand(micro_batches_.Choose(step.plan), worker_.setup().options.attention, step.plan);
     command.sampling = std::move(sampling.shards);
     StepResult result = RunPlan(std::move(command));
     if (worker_.setup().options.migration)
@@ -579,7 +583,7 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
   while (scheduler_->HasRequest(spec.id)) {
     ScheduledStep step = scheduler_->Schedule();
     if (!step.runs_model()) {
-      Warn(TakeKvReports(RunPlan(ModelCommand(worker_.setup(), options.attention, step.plan)).kv_reports));
+      Warn(TakeKvReports(RunPlan(ModelCommand(1, options.attention, step.plan)).kv_reports));
       continue;
     }
     LM_CHECK(step.sequences.size() == 1);
@@ -587,7 +591,7 @@ Result<ScoreResult> EngineImpl::Score(const std::vector<int32_t>& ids, const Sco
     SequenceStep& part = step.plan.shards[static_cast<size_t>(entry.shard)].sequences[0];
     int64_t tokens = static_cast<int64_t>(part.tokens.size());
     part.logits_from = static_cast<int32_t>(std::clamp<int64_t>(options.logits_from - done, 0, tokens));
-    StepResult result = RunPlan(ModelCommand(worker_.setup(), options.attention, step.plan, options.hidden_states));
+    StepResult result = RunPlan(ModelCommand(micro_batches_.Choose(step.plan), options.attention, step.plan, options.hidden_states));
     const StepResult::Shard& shard = result.shards[static_cast<size_t>(entry.shard)];
     score.rows += shard.rows;
     score.logits.insert(score.logits.end(), shard.logits.begin(), shard.logits.end());

@@ -19,6 +19,7 @@
 #include "runtime/engine/balancer.h"
 #include "runtime/engine/choice_state.h"
 #include "runtime/engine/drafter.h"
+#include "runtime/engine/micro_batches.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/move_costs.h"
 #include "runtime/engine/ngram_index.h"
@@ -111,8 +112,9 @@ class EngineImpl : public Engine {
   mutable std::mutex mutex_;
   std::condition_variable work_;
   std::unique_ptr<Scheduler> scheduler_;
-  Drafter drafter_;                      // this and the next three: engine's thread only
+  Drafter drafter_;                      // this and the next four: engine's thread only
   DraftController controller_;
+  MicroBatchChooser micro_batches_;
   MoveCosts move_costs_;
   int64_t steps_without_drafts_ = 0;
   std::unordered_map<int64_t, std::unique_ptr<Live>> live_;

@@ -8,7 +8,7 @@
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/local_job_for_test.h"
-#include "runtime/engine/rank_setup.h"
+#include "runtime/engine/micro_batches.h"
 #include "runtime/engine/received_for_test.h"
 #include "runtime/text/tokenizer.h"
 
@@ -208,13 +208,44 @@ TEST(MicroBatches, AreChosenWhereTokensTravelFar) {
     plan.shards.resize(2);
     plan.shards[0].sequences.push_back({1, 0, std::vector<int32_t>(first, 1), {}, 0});
     plan.shards[1].sequences.push_back({2, 0, std::vector<int32_t>(second, 1), {}, 0});
-    return MicroBatchesOf(s, plan) == 2;
+    return CanHalve(s, plan);
   };
   EXPECT_FALSE(halves(setup({1, 2, 1, 1}, 1, 0), 1, 20));
   EXPECT_TRUE(halves(setup({1, 2, 1, 1}, 1, 0), 1, 500));
   EXPECT_TRUE(halves(setup({1, 2, 1, 1}, 1, 2), 1, 2));
   EXPECT_FALSE(halves(setup({1, 2, 1, 1}, 1, 2), 1, 1));
   EXPECT_FALSE(halves(setup({1, 2, 1, 1}, 1, 1), 500, 500));
+}
+
+TEST(MicroBatches, AreKeptWhileTheExchangeTakesMuchOfWholeSteps) {
+  RankSetup setup;
+  setup.options.device = "cpu";
+  setup.options.ranks_per_node = 1;
+  setup.config.n_routed_experts = 16;
+  setup.shard.layout = {1, 2, 1, 1};
+  ASSERT_EQ(setup.micro_batches(), 2);
+  StepPlan large, small;
+  large.shards.resize(2);
+  small.shards.resize(2);
+  large.shards[0].sequences.push_back({1, 0, std::vector<int32_t>(100, 1), {}, 0});
+  small.shards[0].sequences.push_back({1, 0, std::vector<int32_t>(8, 1), {}, 0});
+  MicroBatchChooser chooser(setup);
+  auto step = [&](const StepPlan& plan, double share) {
+    int chosen = chooser.Choose(plan);
+    chooser.Observe(2.0, 2.0 * share);
+    return chosen;
+  };
+  EXPECT_EQ(step(large, 0.05), 1);                         // a fast network: it stays whole
+  EXPECT_EQ(step(large, 0.05), 1);
+  EXPECT_EQ(step(large, 0.60), 1);                         // it has become slow
+  EXPECT_EQ(step(small, 0.90), 1);                         // says nothing
+  for (int i = 0; i < MicroBatchChooser::kLookAgain; ++i) EXPECT_EQ(step(large, 0.01), 2) << i;
+  EXPECT_GT(chooser.share(), 0.3);                         // what halves wait says nothing
+  EXPECT_EQ(step(large, 0.02), 1);                         // looks again: fast
+  for (int i = 0; i < 3; ++i) step(large, 0.02);
+  EXPECT_EQ(step(large, 0.02), 1);
+  setup.options.micro_batches = 2;
+  EXPECT_EQ(step(large, 0.02), 2);
 }
 
 }  // namespace

@@ -72,8 +72,6 @@ CacheFormat CacheFormatOf(const std::string& name) {
 }
 
 constexpr int kMostDrafts = 15;
-// Below this a half would read all weights for too few tokens: a core multiplies about as long as it reads at 16 tokens.
-constexpr int64_t kLeastTokensToHalve = 64;
 
 Status ResolveSpeculation(const ModelConfig& config, EngineOptions& r) {
   if (r.speculative_tokens < 0 || r.speculative_tokens > kMostDrafts)
@@ -153,13 +151,6 @@ uint64_t RankSetup::moe_bytes() const {
   MoeConfig moe = MoeConfigOf(config);
   uint64_t bytes = MoeWorkspace::Bytes(moe, moe_options(), shard.ep_size());
   return micro_batches() == 1 ? bytes : bytes + MoeWorkspace::Bytes(moe, second_moe_options(), shard.ep_size());
-}
-
-int MicroBatchesOf(const RankSetup& setup, const StepPlan& plan) {
-  if (setup.micro_batches() == 1) return 1;
-  int64_t most = 0;
-  for (const ShardStep& shard : plan.shards) most = std::max(most, shard.tokens());
-  return most >= (setup.options.micro_batches == 2 ? 2 : kLeastTokensToHalve) ? 2 : 1;
 }
 
 MoeWorkspaceOptions RankSetup::moe_options() const {

@@ -37,7 +37,7 @@ struct RankSetup {
   // 2: steps may run as two halves (Interleave), whose tokens travel to experts and back while the other half computes; the
   // rank then has a second workspace, of second_moe_options. The same on all ranks. 1 without experts or with dp 1, where
   // nothing travels; else as --micro-batches says; left open 2 on CPU ranks each of which is a node of its own, but for fp8
-  // rows, which go by nodes, whole.
+  // rows, which go by nodes, whole. Which steps then are halved: micro_batches.h.
   int micro_batches() const;
   MoeWorkspaceOptions second_moe_options() const;
   uint64_t moe_bytes() const;            // of both
@@ -49,10 +49,6 @@ struct RankSetup {
 // Fills in what the user left open. kInvalidArgument names the flag.
 Result<EngineOptions> ResolveOptions(const EngineOptions& options, const ModelConfig& config, int world_size,
                                      DeviceKind device);
-
-// 2 when the step is to run as halves: where setup.micro_batches() is 2 and some dp rank has enough tokens, with
-// --micro-batches 2 two, otherwise kLeastTokensToHalve. All ranks follow what rank 0 decides, also those without tokens.
-int MicroBatchesOf(const RankSetup& setup, const StepPlan& plan);
 
 // Counts a rank's bytes with the code that lays them out. `available` is what its device has free.
 Result<RankSetup> PlanRank(const ModelConfig& config, const EngineOptions& resolved, const ProcessMesh& mesh,

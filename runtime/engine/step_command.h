@@ -24,7 +24,7 @@ struct StepCommand {
   AttentionMode attention = AttentionMode::kAuto;
   bool capture_hidden = false;   // ranks send the hidden states of the step's tokens to rank 0
   DraftRound draft = DraftRound::kNone;
-  uint8_t micro_batches = 1;     // 2: the step runs as two halves (MicroBatchesOf)
+  uint8_t micro_batches = 1;     // 2: the step runs as two halves (micro_batches.h)
   // [dp][sequences] kFirst: index of the sequence in the step before; kLater: its row in the last round's results.
   std::vector<std::vector<int32_t>> sources;
   std::vector<ShardSampling> sampling;   // [dp]; empty: rank 0 gets all logits

@@ -45,6 +45,7 @@ class Worker {
   // What the weight format did to this rank's matrices, in the order of loading.
   const std::vector<WeightError>& weight_errors() const { return *setup_.weight_options.errors; }
   TrafficReport Traffic() const;
+  double exchange_seconds() const { return comms_.ep->traffic().seconds; }   // so far, in calls of the ep group
   // Tokens that this rank routed to each expert, layer by layer of its stage.
   std::vector<int64_t> ExpertLoads() const;
 
