@@ -7,7 +7,7 @@
 //   Combine   barrier; each host reads its tokens' sums in place
 //
 // Between nodes there are four exchanges among ranks of the same place: counts, choices, rows, sums; and one of the number
-// of rounds. Reuse of the window: a rank's tokens are read before the barrier in Combine, its sums before the next Plan's
+// of rounds. Counts, rows and sums travel from a Start to its Finish, all in started calls. Reuse of the window: a rank's tokens are read before the barrier in Combine, its sums before the next Plan's
 // barrier or the one that begins a later round.
 #include <algorithm>
 #include <cstring>
@@ -33,11 +33,27 @@ class NodeDispatcher : public TokenDispatcher {
   }
 
   const DispatchLimits& limits() const override { return limits_; }
-  int Plan(const DispatchParams& params, Stream& stream) override;
-  DispatchHandle Dispatch(int round, Stream& stream) override;
-  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
-               Stream& stream) override;
   DispatchVolume last_volume() const override;
+  int Plan(const DispatchParams& params, Stream& stream) override {
+    StartPlan(params, stream);
+    return FinishPlan(stream);
+  }
+  DispatchHandle Dispatch(int round, Stream& stream) override {
+    StartDispatch(round, stream);
+    return FinishDispatch(stream);
+  }
+  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
+               Stream& stream) override {
+    StartCombine(handle, expert_out, stream);
+    FinishCombine(out, stream);
+  }
+
+  void StartPlan(const DispatchParams& params, Stream& stream) override;
+  int FinishPlan(Stream& stream) override;
+  void StartDispatch(int round, Stream& stream) override;
+  DispatchHandle FinishDispatch(Stream& stream) override;
+  void StartCombine(const DispatchHandle& handle, const TensorView& expert_out, Stream& stream) override;
+  void FinishCombine(const TensorView& out, Stream& stream) override;
 
  private:
   const NodeShape& shape() const { return lists_.shape; }
@@ -51,6 +67,7 @@ class NodeDispatcher : public TokenDispatcher {
   }
 
   void Publish(Stream& stream);
+  void StartCounts(Stream& stream);
   void SendChoices(Stream& stream);
   void FindLists();
   int AgreeOnRounds(Stream& stream);
@@ -84,6 +101,7 @@ class NodeDispatcher : public TokenDispatcher {
   HostRouting routing_;
   NodeLists lists_;
   std::vector<std::vector<int32_t>> to_node_;   // [nodes] this rank's tokens that go there
+  std::vector<int32_t> counts_;                 // [nodes] of these
   int rounds_ = 1;
   DispatchVolume volume_;
 
@@ -111,7 +129,7 @@ void NodeDispatcher::OpenWindow() {
   lists_.k = limits_.top_k;
 }
 
-int NodeDispatcher::Plan(const DispatchParams& params, Stream& stream) {
+void NodeDispatcher::StartPlan(const DispatchParams& params, Stream& stream) {
   CheckDispatch(params, limits_, ep_.size());
   params_ = params;
   volume_ = {};
@@ -119,7 +137,14 @@ int NodeDispatcher::Plan(const DispatchParams& params, Stream& stream) {
   if (params_.spread != nullptr)
     CountSpread(routing_.ids, params_.k, ep_.rank(), *params_.placement, params_.ranks_per_node, *params_.spread);
   Publish(stream);
-  if (!one_node()) SendChoices(stream);
+  if (!one_node()) StartCounts(stream);
+}
+
+int NodeDispatcher::FinishPlan(Stream& stream) {
+  if (!one_node()) {
+    peers_.Finish("wait for counts", "counts under way");
+    SendChoices(stream);
+  }
   window_->Barrier("dispatch: tokens");
   FindLists();
   rounds_ = AgreeOnRounds(stream);
@@ -150,17 +175,20 @@ void NodeDispatcher::Publish(Stream&) {
   });
 }
 
-// Counts, then choices, straight into the window.
-void NodeDispatcher::SendChoices(Stream& stream) {
-  std::vector<int32_t> counts(static_cast<size_t>(shape().nodes()));
-  int32_t* hosted = Tokens(shape().member());
+// Straight into the window, as the choices.
+void NodeDispatcher::StartCounts(Stream& stream) {
+  counts_.resize(static_cast<size_t>(shape().nodes()));
   for (int n = 0; n < shape().nodes(); ++n) {
-    counts[static_cast<size_t>(n)] = static_cast<int32_t>(to_node_[static_cast<size_t>(n)].size());
+    counts_[static_cast<size_t>(n)] = static_cast<int32_t>(to_node_[static_cast<size_t>(n)].size());
     size_t bytes = n == shape().node() ? 0 : 4;
     Run run{bytes, static_cast<size_t>(n) * 4};
     SetRun(n, run, run);
   }
-  peers_.Exchange(counts.data(), hosted, stream);
+  peers_.Start(counts_.data(), Tokens(shape().member()), stream);
+}
+
+void NodeDispatcher::SendChoices(Stream& stream) {
+  const int32_t* hosted = Tokens(shape().member());
   size_t each = static_cast<size_t>(params_.k) * sizeof(WireChoice), offset = 0;
   char* send = static_cast<char*>(buffers_.send.data());
   for (int n = 0; n < shape().nodes(); ++n) {
@@ -178,7 +206,8 @@ void NodeDispatcher::SendChoices(Stream& stream) {
     volume_.node_rows_sent += static_cast<int64_t>(to_node_[static_cast<size_t>(n)].size());
     volume_.node_rows_received += hosted[n];
   }
-  peers_.Exchange(send, Mine() + layout_.choices, stream);
+  peers_.Start(send, Mine() + layout_.choices, stream);
+  peers_.Finish("wait for choices", "choices under way");
 }
 
 void NodeDispatcher::FindLists() {
@@ -199,7 +228,7 @@ int NodeDispatcher::AgreeOnRounds(Stream& stream) {
   while (sent(rounds) > limits_.max_rows) ++rounds;
   std::vector<int32_t> all(static_cast<size_t>(ep_.size()));
   int32_t mine = rounds;
-  ep_.AllGather(&mine, all.data(), sizeof mine, stream);
+  ep_.Finish(ep_.StartAllGather(&mine, all.data(), sizeof mine, stream));
   return *std::max_element(all.begin(), all.end());
 }
 
@@ -224,7 +253,7 @@ void NodeDispatcher::SendRows(Stream& stream) {
     size_t coming = n == shape().node() ? 0 : static_cast<size_t>(Share(lists_.At(shape().member(), n).tokens).count);
     SetRun(n, {offset - begin, begin}, {coming * layout_.out_row, HostedOffset(shape().member(), n)});
   }
-  peers_.Exchange(send, Mine(), stream);
+  peers_.Start(send, Mine(), stream);
 }
 
 const char* NodeDispatcher::RowAt(const NodeRows::Row& row) {
@@ -266,20 +295,24 @@ void NodeDispatcher::SortSlots() {
   }
 }
 
-DispatchHandle NodeDispatcher::Dispatch(int round, Stream& stream) {
+void NodeDispatcher::StartDispatch(int round, Stream& stream) {
   LM_CHECK(round >= 0 && round < rounds_);
   round_ = round;
   if (round > 0) window_->Barrier("dispatch: round");
+  if (!one_node()) SendRows(stream);
+}
+
+DispatchHandle NodeDispatcher::FinishDispatch(Stream&) {
   if (!one_node()) {
-    SendRows(stream);
+    peers_.Finish("wait for tokens", "tokens under way");
     window_->Barrier("dispatch: rows of other nodes");
   }
-  rows_.Build(lists_, rounds_, round);
+  rows_.Build(lists_, rounds_, round_);
   FindRows();
   SortSlots();
   std::memcpy(Mine() + layout_.first, rows_.first.data(), rows_.first.size() * 4);
   DispatchHandle handle;
-  handle.round = round;
+  handle.round = round_;
   handle.rows = static_cast<int64_t>(rows_.expert.size());
   auto received = static_cast<int64_t>(received_.size());
   handle.scattered = {received_.data(), received, layout_.out_format.dtype, limits_.hidden};
@@ -291,14 +324,19 @@ DispatchHandle NodeDispatcher::Dispatch(int round, Stream& stream) {
   return handle;
 }
 
-void NodeDispatcher::Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
-                             Stream& stream) {
-  LM_CHECK(handle.round == round_ && expert_out.data == handle.results.data && out.dim(0) == params_.x.dim(0));
+void NodeDispatcher::StartCombine(const DispatchHandle& handle, const TensorView& expert_out, Stream& stream) {
+  LM_CHECK(handle.round == round_ && expert_out.data == handle.results.data);
   window_->Barrier("combine: results");
-  SumOwn(out);
   if (one_node()) return;
   SumHosted();
   ReturnHosted(stream);
+}
+
+void NodeDispatcher::FinishCombine(const TensorView& out, Stream&) {
+  LM_CHECK(out.dim(0) == params_.x.dim(0));
+  SumOwn(out);
+  if (one_node()) return;
+  peers_.Finish("wait for results", "results under way");
   AddReturned(out);
 }
 
@@ -353,7 +391,7 @@ void NodeDispatcher::ReturnHosted(Stream& stream) {
     SetRun(n, {back, send}, {coming, recv});
     send += back, recv += coming;
   }
-  peers_.Exchange(buffers_.send.data(), buffers_.recv.data(), stream);
+  peers_.Start(buffers_.send.data(), buffers_.recv.data(), stream);
 }
 
 // A token's sums in order of node, so that results do not depend on timing.

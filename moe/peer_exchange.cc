@@ -13,8 +13,17 @@ void PeerExchange::Set(int peer, const Run& send, const Run& recv) {
   recv_bytes_[at] = recv.bytes, recv_offsets_[at] = recv.offset;
 }
 
-void PeerExchange::Exchange(const void* send, void* recv, Stream& stream) {
-  group_.AllToAllV({send, send_bytes_, send_offsets_, recv, recv_bytes_, recv_offsets_}, stream);
+void PeerExchange::Start(const void* send, void* recv, Stream& stream) {
+  flight_.Begin();
+  call_ = group_.StartAllToAllV({send, send_bytes_, send_offsets_, recv, recv_bytes_, recv_offsets_}, stream);
+}
+
+void PeerExchange::Finish(const char* waiting, const char* flown) {
+  {
+    TraceSpan span(waiting);
+    group_.Finish(call_);
+  }
+  flight_.End(flown);
 }
 
 }  // namespace latentmesh

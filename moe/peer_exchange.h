@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "parallel/trace.h"
 
 namespace latentmesh {
 
@@ -18,10 +19,14 @@ class PeerExchange {
   };
   // What goes to `peer` and comes from it, until it is set anew. Offsets are from the pointers given to Exchange.
   void Set(int peer, const Run& send, const Run& recv);
-  void Exchange(const void* send, void* recv, Stream& stream);
+  // Both memories belong to the exchange until it is finished; one at a time.
+  void Start(const void* send, void* recv, Stream& stream);
+  void Finish(const char* waiting, const char* flown);     // spans of a timeline
 
  private:
   Communicator& group_;
+  StartedCall call_;
+  TraceFlight flight_;
   std::vector<size_t> send_bytes_, send_offsets_, recv_bytes_, recv_offsets_;   // [ranks]
 };
 

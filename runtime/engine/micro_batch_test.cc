@@ -178,6 +178,18 @@ TEST(MicroBatches, GiveTheTokensOfOnePartUnderDraftsPreemptionAndMovingExperts) 
   EXPECT_GT(got.stats.experts_sent, 0);
 }
 
+// Four ranks on two nodes: exchanges between nodes are started, windows within them are shared as ever.
+TEST(MicroBatches, GiveTheTokensOfOnePartByNodes) {
+  EngineOptions options = Options("launch/demo");
+  options.ranks_per_node = 2;
+  const Outcome plain = RunWork({1, 4, 1, 1}, InOnePart(options));
+  for (const char* rows : {"f32", "fp8"}) {
+    options.dispatch_dtype = rows;
+    const Outcome got = RunWork({1, 4, 1, 1}, options), want = rows[1] == '3' ? plain : RunWork({1, 4, 1, 1}, InOnePart(options));
+    ExpectSameOutcome(got, want, rows);
+  }
+}
+
 TEST(MicroBatches, PassTheCheckOfCollectives) {
   EngineOptions options = Options("launch/demo");
   const Outcome plain = RunWork({1, 2, 1, 1}, InOnePart(options));

@@ -127,9 +127,11 @@ bool RankSetup::captures() const {
 int RankSetup::dispatch_node() const {
   int ranks = shard.ep_size(), node = std::max(1, options.ranks_per_node);
   if (options.device == "cuda" || shard.layout.dp == 1) return 0;
-  if (micro_batches() == 2 && options.dispatch_dtype != "fp8") return 0;
   if (options.check_collectives) return options.dispatch_dtype == "fp8" ? 1 : 0;
-  return ranks % node == 0 ? node : node % ranks == 0 ? ranks : 1;
+  node = ranks % node == 0 ? node : node % ranks == 0 ? ranks : 1;
+  // Without other ranks on its node a token takes fewer messages to them than by nodes, and these hide; fp8 goes by nodes only.
+  bool alone = node == 1 || node == ranks;
+  return micro_batches() == 2 && alone && options.dispatch_dtype != "fp8" ? 0 : node;
 }
 
 // Left to us: two where a token's way to its experts is a slow one, over a network. By nodes of several ranks it is not cut in

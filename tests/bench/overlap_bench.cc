@@ -42,8 +42,10 @@ struct Rank {
   std::unique_ptr<Worker> worker;
 };
 
-EngineOptions OptionsOf(const Case& c, int ranks) {
+EngineOptions OptionsOf(const Case& c, const Job& job) {
+  int ranks = job.size();
   EngineOptions options;
+  options.ranks_per_node = job.local_size();
   options.layout = {1, ranks, 1, 1};
   options.max_batch_tokens = c.tokens;
   options.max_seqs = c.prefill ? 1 : c.tokens;
@@ -65,7 +67,7 @@ void Load(const Case& c, Rank& rank) {
   if (c.layers > 0) config.num_hidden_layers = c.layers;
   StoredDType stored = Must(PublishedFormats(config));
   int ranks = rank.job.size();
-  EngineOptions options = Must(ResolveOptions(OptionsOf(c, ranks), config, ranks, DeviceKind::kCpu));
+  EngineOptions options = Must(ResolveOptions(OptionsOf(c, rank.job), config, ranks, DeviceKind::kCpu));
   ProcessMesh mesh = Must(ProcessMesh::Create(options.layout, ranks, rank.job.rank()));
   rank.comms = Must(rank.job.CreateCommunicators(mesh, *rank.device));
   auto played = std::make_unique<PlayedCommunicator>(std::move(rank.comms.ep));

@@ -81,6 +81,8 @@ class PlayedCommunicator : public Communicator {
     inner_->SendRecv(send, send_bytes, to, recv, recv_bytes, from, s);
   }
   void Barrier(Stream& s) override { inner_->Barrier(s); }
+  std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run) override { return inner_->CreateWindow(bytes, run); }
+  void CountShared(size_t bytes) override { inner_->CountShared(bytes); }
 
  private:
   struct Part {
