@@ -197,7 +197,7 @@ TEST(MicroBatches, PassTheCheckOfCollectives) {
   ExpectSameOutcome(RunWork({1, 2, 1, 1}, options), plain, "checked");
 }
 
-// Left to choose: where each rank is a node of its own and a rank has many tokens.
+// Left to choose: where ranks are on several nodes and one has many tokens.
 TEST(MicroBatches, AreChosenWhereTokensTravelFar) {
   ModelConfig config = LoadModelConfig("launch/demo").value();
   StoredDType stored = [](const std::string&) { return DType::kF32; };
@@ -212,6 +212,7 @@ TEST(MicroBatches, AreChosenWhereTokensTravelFar) {
   };
   EXPECT_EQ(setup({1, 2, 1, 1}, 1, 0).micro_batches(), 2);
   EXPECT_EQ(setup({1, 2, 1, 1}, 2, 0).micro_batches(), 1);
+  EXPECT_EQ(setup({1, 4, 1, 1}, 2, 0).micro_batches(), 2);
   EXPECT_EQ(setup({2, 1, 1, 1}, 1, 2).micro_batches(), 1);           // all ranks hold all tokens: nothing travels
   EXPECT_GT(setup({1, 2, 1, 1}, 1, 2).plan.communication, setup({1, 2, 1, 1}, 1, 1).plan.communication);
 

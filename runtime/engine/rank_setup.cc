@@ -134,12 +134,11 @@ int RankSetup::dispatch_node() const {
   return micro_batches() == 2 && alone && options.dispatch_dtype != "fp8" ? 0 : node;
 }
 
-// Left to us: two where a token's way to its experts is a slow one, over a network. By nodes of several ranks it is not cut in
-// parts that could hide.
+// Left to us: two where tokens travel over a network.
 int RankSetup::micro_batches() const {
   if (config.n_routed_experts == 0 || shard.layout.dp == 1) return 1;
   if (options.micro_batches > 0) return options.micro_batches;
-  return options.device == "cpu" && options.ranks_per_node == 1 && options.dispatch_dtype != "fp8" ? 2 : 1;
+  return options.device == "cpu" && options.ranks_per_node > 0 && shard.ep_size() > options.ranks_per_node ? 2 : 1;
 }
 
 MoeWorkspaceOptions RankSetup::second_moe_options() const {

@@ -36,8 +36,8 @@ struct RankSetup {
   MoeWorkspaceOptions moe_options() const;
   // 2: steps may run as two halves (Interleave), whose tokens travel to experts and back while the other half computes; the
   // rank then has a second workspace, of second_moe_options. The same on all ranks. 1 without experts or with dp 1, where
-  // nothing travels; else as --micro-batches says; left open 2 on CPU ranks each of which is a node of its own, but for fp8
-  // rows, which go by nodes, whole. Which steps then are halved: micro_batches.h.
+  // nothing travels; else as --micro-batches says; left open 2 on CPU ranks of several nodes. Which steps then are halved:
+  // micro_batches.h.
   int micro_batches() const;
   MoeWorkspaceOptions second_moe_options() const;
   uint64_t moe_bytes() const;            // of both
