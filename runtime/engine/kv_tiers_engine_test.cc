@@ -222,7 +222,7 @@ TEST_P(KvTiersEngineTest, TwoJobsShareAFolderAtTheSameTime) {
     EXPECT_EQ(outcome.outputs, plain.outputs);
     EXPECT_THAT(outcome.warnings, testing::IsEmpty());
   }
-  EXPECT_GT(shared[0].stats.kv.stored + shared[1].stats.kv.stored, 0);   // the slower one may find all there
+  EXPECT_FALSE(Files().empty());   // who wrote which is open, and the engine may end before it hears of the last writes
 }
 
 // A limit on the size of files stands in for a full disk.
