@@ -4,6 +4,7 @@
 #include <numeric>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace latentmesh {
 namespace {
@@ -65,24 +66,54 @@ class CorruptingCommunicator : public Communicator {
   }
   void Barrier(Stream& stream) override { inner_->Barrier(stream); }
 
-  // Started, as the other ranks do; what a started call received is left as it is.
+  // Changed once they are finished.
   StartedCall StartSendRecv(const void* send, size_t send_bytes, int to, void* recv, size_t recv_bytes, int from,
                             Stream& stream) override {
-    return inner_->StartSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+    StartedCall call = inner_->StartSendRecv(send, send_bytes, to, recv, recv_bytes, from, stream);
+    return Await(call, recv, from == rank() ? 0 : recv_bytes, stream);
   }
   StartedCall StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) override {
-    return inner_->StartAllGather(send, recv, bytes, stream);
+    StartedCall call = inner_->StartAllGather(send, recv, bytes, stream);
+    return Await(call, recv, bytes * static_cast<size_t>(size()), stream);
   }
   StartedCall StartAllToAllV(const AllToAllVParams& p, Stream& stream) override {
-    return inner_->StartAllToAllV(p, stream);
+    StartedCall call = inner_->StartAllToAllV(p, stream);
+    for (int r = 0; r < size(); ++r)
+      if (r != rank() && p.recv_bytes[r] > 0)
+        return Await(call, static_cast<char*>(p.recv) + p.recv_offsets[r], p.recv_bytes[r], stream);
+    return call;
   }
   void Poll() override { inner_->Poll(); }
-  void Finish(StartedCall call) override { inner_->Finish(call); }
-  void Finish() override { inner_->Finish(); }
+  void Finish(StartedCall call) override {
+    inner_->Finish(call);
+    CorruptFinished([&](const Started& started) { return started.call.id == call.id; });
+  }
+  void Finish() override {
+    inner_->Finish();
+    CorruptFinished([](const Started&) { return true; });
+  }
   std::unique_ptr<SharedWindow> CreateWindow(size_t bytes, int run) override { return inner_->CreateWindow(bytes, run); }
   void CountShared(size_t bytes) override { inner_->CountShared(bytes); }
 
  private:
+  struct Started {
+    StartedCall call;
+    void* data;
+    size_t bytes;
+    Stream* stream;
+  };
+
+  StartedCall Await(StartedCall call, void* data, size_t bytes, Stream& stream) {
+    if (call.id == 0) Corrupt(data, bytes, stream);            // made whole at once
+    else started_.push_back({call, data, bytes, &stream});
+    return call;
+  }
+  template <typename Which>
+  void CorruptFinished(Which which) {
+    for (const Started& started : started_)
+      if (which(started)) Corrupt(started.data, started.bytes, *started.stream);
+    std::erase_if(started_, which);
+  }
   void Corrupt(void* data, size_t bytes, Stream& stream) {
     if (state_->done || state_->step < state_->from_step || size() == 1 || bytes == 0) return;
     if (stream.native() != nullptr) return;          // device memory
@@ -92,6 +123,7 @@ class CorruptingCommunicator : public Communicator {
 
   std::unique_ptr<Communicator> inner_;
   std::shared_ptr<CorruptState> state_;
+  std::vector<Started> started_;                     // not yet finished
 };
 
 Status BadFault(const std::string& text) {
