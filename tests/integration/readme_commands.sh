@@ -58,8 +58,14 @@ serve() {
   cat "$work/server"
   failures=$((failures + 1))
 }
+# mpirun may end before its ranks: until the port is free the next server's callers would be answered by this one.
 stop_server() {
-  [ -n "$server" ] && kill -TERM "$server" 2> /dev/null && wait "$server" 2> /dev/null
+  [ -n "$server" ] || return 0
+  kill -TERM "$server" 2> /dev/null && wait "$server" 2> /dev/null
+  for _ in $(seq 100); do
+    (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null || break
+    sleep 0.2
+  done
   server=
 }
 port=$((20000 + $$ % 20000))
