@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <climits>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -78,7 +79,7 @@ void ReapOrphans() {
 
 Result<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vector<std::string>& command, const std::string& input,
                                                           std::function<void(const std::string&)> on_line) {
-  LM_CHECK(!command.empty());
+  LM_CHECK(!command.empty() && input.size() <= PIPE_BUF);
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   int to[2], from[2];
   if (pipe2(to, O_CLOEXEC) != 0) return IoError(fmt::format("pipe: {}", std::strerror(errno)));
@@ -89,13 +90,11 @@ Result<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::vector<std:
   std::vector<char*> arguments;
   for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
+  // Before there is a child, which may end without reading: this end is open and the pipe has room, so no SIGPIPE.
+  [[maybe_unused]] ssize_t written = write(to[1], input.data(), input.size());
   int pid = fork();
   if (pid == 0) Execute(arguments.data(), to[0], from[1]);
-  close(to[0]), close(from[1]);
-  if (pid > 0) {
-    [[maybe_unused]] ssize_t written = write(to[1], input.data(), input.size());      // short: it fits into the pipe
-  }
-  close(to[1]);
+  close(to[0]), close(from[1]), close(to[1]);
   if (pid > 0) return std::unique_ptr<ChildProcess>(new ChildProcess(pid, from[0], std::move(on_line)));
   close(from[0]);
   return IoError(fmt::format("{} cannot be started: {}", command[0], std::strerror(errno)));
