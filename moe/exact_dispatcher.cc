@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "moe/dispatch_buffers.h"
-#include "moe/dispatcher.h"
 #include "moe/exchange_plan.h"
+#include "moe/parted_dispatcher.h"
 #include "moe/slot_sorter.h"
 #include "parallel/trace.h"
 
@@ -25,7 +25,7 @@ struct ByteRuns {
   size_t total() const { return bytes.empty() ? 0 : offsets.back() + bytes.back(); }
 };
 
-class ExactDispatcher : public TokenDispatcher {
+class ExactDispatcher : public PartedDispatcher {
  public:
   ExactDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits)
       : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())), buffers_(&ops.device(), limits_, ep.size()),
@@ -39,20 +39,6 @@ class ExactDispatcher : public TokenDispatcher {
 
   const DispatchLimits& limits() const override { return limits_; }
   DispatchVolume last_volume() const override;
-  int Plan(const DispatchParams& params, Stream& stream) override {
-    StartPlan(params, stream);
-    return FinishPlan(stream);
-  }
-  DispatchHandle Dispatch(int round, Stream& stream) override {
-    StartDispatch(round, stream);
-    return FinishDispatch(stream);
-  }
-  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
-               Stream& stream) override {
-    StartCombine(handle, expert_out, stream);
-    FinishCombine(out, stream);
-  }
-
   void StartPlan(const DispatchParams& params, Stream& stream) override;
   int FinishPlan(Stream& stream) override;
   void StartDispatch(int round, Stream& stream) override;

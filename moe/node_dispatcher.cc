@@ -14,9 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "moe/dispatcher.h"
 #include "moe/node_buffers.h"
 #include "moe/node_plan.h"
+#include "moe/parted_dispatcher.h"
 #include "moe/peer_exchange.h"
 #include "moe/row_sums.h"
 #include "parallel/process_mesh.h"
@@ -24,7 +24,7 @@
 namespace latentmesh {
 namespace {
 
-class NodeDispatcher : public TokenDispatcher {
+class NodeDispatcher : public PartedDispatcher {
  public:
   NodeDispatcher(Ops& ops, Communicator& ep, const DispatchLimits& limits)
       : ops_(ops), ep_(ep), limits_(ResolveLimits(limits, ep.size())), peers_(ep) {
@@ -34,20 +34,6 @@ class NodeDispatcher : public TokenDispatcher {
 
   const DispatchLimits& limits() const override { return limits_; }
   DispatchVolume last_volume() const override;
-  int Plan(const DispatchParams& params, Stream& stream) override {
-    StartPlan(params, stream);
-    return FinishPlan(stream);
-  }
-  DispatchHandle Dispatch(int round, Stream& stream) override {
-    StartDispatch(round, stream);
-    return FinishDispatch(stream);
-  }
-  void Combine(const DispatchHandle& handle, const TensorView& expert_out, const TensorView& out,
-               Stream& stream) override {
-    StartCombine(handle, expert_out, stream);
-    FinishCombine(out, stream);
-  }
-
   void StartPlan(const DispatchParams& params, Stream& stream) override;
   int FinishPlan(Stream& stream) override;
   void StartDispatch(int round, Stream& stream) override;
