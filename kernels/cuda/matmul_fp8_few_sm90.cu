@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_util.h"
+#include "kernels/cuda/launch_ahead.cuh"
 #include "kernels/cuda/quantise.h"
 #include "kernels/cuda/tile_walker.cuh"
 #include "kernels/cuda/weight.cuh"
@@ -80,8 +81,6 @@ template <typename S>
 __device__ auto MakeWalker(const FewArgs& p) {
   return TileWalker<S::kTokens, S::kColumns>(p.range, blockIdx.x / p.splits, gridDim.x / p.splits);
 }
-
-__device__ __forceinline__ void WaitForEarlierKernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 template <typename S>
 __device__ void CopyWeights(const Pipeline<S>& pipe, int stage, const CUtensorMap* w, const CUtensorMap* up, int k0,

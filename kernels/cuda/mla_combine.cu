@@ -1,6 +1,7 @@
 // Merges the splits of attention. A block takes 128 columns of one (token, head): its warps share the splits
 // out, so that a single long sequence with few heads still fills the card.
 #include "kernels/cuda/device_math.cuh"
+#include "kernels/cuda/launch_ahead.cuh"
 #include "kernels/cuda/mla_split.h"
 
 namespace latentmesh::cuda {
@@ -17,9 +18,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float weights[kMaxSplits];
   __shared__ float scratch[32];
   __shared__ float sums[kWarps][kColumns];
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");  // launched ahead: until the splits are there
-#endif
+  WaitForEarlierKernels();  // launched ahead: until the splits are there
   const int64_t row = blockIdx.x, token = row / out.heads, head = row % out.heads;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = static_cast<int>(out.dim);
   // The first loads go ahead of the weights. What an empty split has not written counts as nothing below.
@@ -79,18 +78,9 @@ void LaunchMergeSplits(const HeadsView& out, const TensorView& lse, const MlaPar
   LM_CHECK(partials.splits <= kMaxSplits && kMaxSplits <= kThreads);
   DispatchActivation(out.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    cudaLaunchAttribute ahead{};  // the way to the card overlaps with the splits' end
-    ahead.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    ahead.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim =
-        dim3(static_cast<unsigned>(out.tokens * out.heads), static_cast<unsigned>(CeilDiv(out.dim, kColumns)));
-    config.blockDim = kThreads;
-    config.stream = stream;
-    config.attrs = &ahead;
-    config.numAttrs = CurrentCard().hopper ? 1 : 0;
+    const dim3 grid(static_cast<unsigned>(out.tokens * out.heads), static_cast<unsigned>(CeilDiv(out.dim, kColumns)));
     const auto kernel = out.dim % kColumns == 0 ? MergeSplitsKernel<T, true> : MergeSplitsKernel<T, false>;
-    Check(cudaLaunchKernelEx(&config, kernel, partials, out, lse.f32(), lse.row_stride), "MergeSplits");
+    LaunchAhead(kernel, grid, dim3(kThreads), 0, stream, partials, out, lse.f32(), lse.row_stride);
   });
   CheckLaunch("MergeSplits");
 }

@@ -10,6 +10,7 @@
 // The dimensions inside a product may come in any order, and so may the keys of a chunk: orders are such that lanes
 // read 16 bytes each from different banks. Column x of the scores' tile h is key 8 h + x / 2 + 4 (x % 2), column x of
 // the values' tile is in 16-byte unit x / 2 + 4 (x % 2).
+#include "kernels/cuda/launch_ahead.cuh"
 #include "kernels/cuda/mla_sm90.cuh"
 
 namespace latentmesh::cuda {
@@ -435,7 +436,7 @@ __global__ void __launch_bounds__(kThreads, 1) MlaFewKernel(const __grid_constan
   if (chunk < min(kStages, run.chunks)) CopyChunk(p, s, chunk, SlotWalk(p, place, run.Key(chunk)).Slot());
   Sums sums;
   RunChunks(p, place, s, run, sums);
-  asm volatile("griddepcontrol.launch_dependents;");  // the merge of the splits may get ready
+  LetNextKernelStart();  // the merge of the splits may get ready
   float* left = reinterpret_cast<float*>(memory);
 #pragma unroll
   for (int pairs = kPairs / 2; pairs > 0; pairs /= 2) {

@@ -1,6 +1,7 @@
 // The kernel described in mla_sm90.cuh.
 #pragma once
 
+#include "kernels/cuda/launch_ahead.cuh"
 #include "kernels/cuda/mla_sm90.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -285,7 +286,7 @@ __device__ __forceinline__ void RunLeft(const Args& p, const Place& place, Share
     s.sum[row + 8] = softmax.sum[1];
   }
   NamedArrive(kSumsReady, kConsumers);
-  asm volatile("griddepcontrol.launch_dependents;");  // the merge of the splits may get ready
+  LetNextKernelStart();  // the merge of the splits may get ready
   const float scale[2] = {softmax.sum[0] > 0 ? 1.f / softmax.sum[0] : 0.f,
                           softmax.sum[1] > 0 ? 1.f / softmax.sum[1] : 0.f};
   StoreHalf(p, place, out, scale, 0);

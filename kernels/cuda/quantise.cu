@@ -1,6 +1,7 @@
 // Rows of activations to e4m3 with one scale per token and 128 numbers (DeepSeek-V3 report, section 3.3).
 #include "kernels/cuda/cuda_util.h"
 #include "kernels/cuda/device_math.cuh"
+#include "kernels/cuda/launch_ahead.cuh"
 #include "kernels/cuda/quantise.h"
 
 namespace latentmesh::cuda {
@@ -35,9 +36,7 @@ __device__ __forceinline__ void QuantiseGroup(const Pack<bf16, kNumbers>& pack, 
 
 __global__ void __launch_bounds__(kThreads)
     QuantiseKernel(const bf16* x, int64_t x_stride, uint32_t rows, uint32_t cols, QuantisedRows to) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");  // a product may begin with its weights
-#endif
+  LetNextKernelStart();  // a product may begin with its weights
   const uint32_t groups = static_cast<uint32_t>(to.row_bytes / kQuantGroup);
   Pack<bf16, kNumbers> packs[kGroups];
   uint32_t row[kGroups], group[kGroups];  // group ~0: none
