@@ -1,12 +1,11 @@
 // Steps in two halves whose messages hide behind each other's computation: they change when tokens travel, never what comes
 // out. Ranks as threads; the same over MPI is in tests/integration.
-#include <cmath>
 #include <map>
 
 #include <gtest/gtest.h>
 
-#include "runtime/checkpoint/safetensors.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/golden_for_test.h"
 #include "runtime/engine/local_job_for_test.h"
 #include "runtime/engine/micro_batches.h"
 #include "runtime/engine/received_for_test.h"
@@ -33,28 +32,6 @@ EngineOptions InOnePart(EngineOptions options) {
   options.micro_batches = 1;
   return options;
 }
-
-double RelativeError(const std::vector<float>& got, const std::vector<float>& want) {
-  EXPECT_EQ(got.size(), want.size());
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < want.size() && i < got.size(); ++i) {
-    error += std::pow(double{got[i]} - want[i], 2);
-    norm += std::pow(double{want[i]}, 2);
-  }
-  return std::sqrt(error / norm);
-}
-
-struct Golden {
-  explicit Golden(const std::string& folder) {
-    auto file = SafetensorsFile::Open(folder + "/expected.safetensors");
-    LM_CHECK_MSG(file.ok(), file.status().message());
-    input_ids = file->ReadTensor("input_ids")->ToInt32().value();
-    logits = file->ReadTensor("logits")->ToFloat().value();
-    hidden_states = file->ReadTensor("hidden_states")->ToFloat().value();
-  }
-  std::vector<int32_t> input_ids;
-  std::vector<float> logits, hidden_states;
-};
 
 // The goldens within the bound of engine_test.cc, hidden states with halves that end with each layer, logits without.
 TEST(MicroBatches, KeepTheGoldensBounds) {

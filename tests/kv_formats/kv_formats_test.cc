@@ -11,6 +11,7 @@
 
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/golden_for_test.h"
 #include "runtime/engine/local_job_for_test.h"
 #include "runtime/text/tokenizer.h"
 
@@ -31,16 +32,6 @@ EngineOptions Options(const std::string& model, const std::string& kv_dtype) {
   options.max_model_len = 600;
   options.kv_memory = 64 << 20;
   return options;
-}
-
-double RelativeError(const std::vector<float>& got, const std::vector<float>& want) {
-  EXPECT_EQ(got.size(), want.size());
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < want.size() && i < got.size(); ++i) {
-    error += std::pow(double{got[i]} - want[i], 2);
-    norm += std::pow(double{want[i]}, 2);
-  }
-  return std::sqrt(error / norm);
 }
 
 std::vector<int32_t> Ids(const std::string& file, const char* tensor) {
