@@ -28,14 +28,6 @@ MatmulWeight ExpertWeight(const ExpertWeightsView& w) {
   return {w.first, w.data_stride / static_cast<int64_t>(DTypeSize(w.first.dtype)), w.scale_stride};
 }
 
-// A view of rows [begin, begin + count) of the product.
-Matmul RowRange(Matmul p, int64_t begin, int64_t count) {
-  p.x = static_cast<const char*>(p.x) + begin * p.x_stride * static_cast<int64_t>(DTypeSize(p.x_type));
-  p.out = static_cast<char*>(p.out) + begin * p.out_stride * static_cast<int64_t>(DTypeSize(p.out_type));
-  p.m = count;
-  return p;
-}
-
 bool Empty(const HeadsView& h) { return h.tokens == 0 || h.heads == 0 || h.dim == 0; }
 
 }  // namespace
@@ -54,6 +46,9 @@ void CudaOps::Run(const Matmul& p, cudaStream_t stream) {
   if (fp8_activations_ && LaunchMatmulFp8Few(p, workspace_, stream)) return;
   if (LaunchMatmulRouter(p, stream)) return;
   if (LaunchMatmulStream(p, stream)) return;
+  if (const int64_t done = fp8_activations_ ? RunMatmulFp8Blas(p, workspace_, blas_, stream) : 0; done > 0) {
+    return done < p.m ? Run(RowRange(p, done, p.m - done), stream) : void();
+  }
   if (fp8_activations_ && LaunchMatmulFp8Sm90(p, workspace_, stream)) return;
   if (LaunchMatmulBf16Sm90(p, stream)) return;
   if (p.gated() && p.offsets == nullptr && p.w.view.dtype == p.x_type) return RunGated(p, stream);

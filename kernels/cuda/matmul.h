@@ -38,6 +38,14 @@ struct Matmul {
   bool gated() const { return up.view.data != nullptr; }
 };
 
+// A view of rows [begin, begin + count) of a product without offsets.
+inline Matmul RowRange(Matmul p, int64_t begin, int64_t count) {
+  p.x = static_cast<const char*>(p.x) + begin * p.x_stride * static_cast<int64_t>(DTypeSize(p.x_type));
+  p.out = static_cast<char*>(p.out) + begin * p.out_stride * static_cast<int64_t>(DTypeSize(p.out_type));
+  p.m = count;
+  return p;
+}
+
 // matmul_simt.cu: everything, in f32 arithmetic.
 void LaunchMatmulSimt(const Matmul& p, cudaStream_t stream);
 // matmul_mma.cu: bf16 x on tensor cores (sm_80 and later), weights turned into bf16 on the way; any shape, not

@@ -67,6 +67,31 @@ void Dense(Bench& bench, DType type, int64_t m, int64_t n, int64_t k) {
                bytes + 2.0 * m * (n + k), bench.Difference(out.view, plain.view), type == DType::kF8E4M3);
 }
 
+// The library's product alone, and our own kernel (with quantisation) where it would be the choice without the library.
+void DenseFp8Parts(Bench& bench, int64_t m, int64_t n, int64_t k) {
+  Weights w = MakeWeights(bench, DType::kF8E4M3, n, k, 1);
+  Tensor x = bench.Random(DType::kBF16, {m, k}, 1), out = bench.Poisoned(DType::kBF16, {m, n}),
+         own = bench.Poisoned(DType::kBF16, {m, n});
+  const cuda::Matmul p = Plain(x.view, w.view.first, out.view);
+  const double bytes = static_cast<double>(n) * k, flops = 2.0 * m * n * k;
+  const double own_time = bench.Time(
+      [&](int) {
+        cuda::LaunchMatmulFp8Sm90(Plain(x.view, w.view.first, own.view), bench.workspace(), bench.native());
+      },
+      4);
+  Buffer scratch(&bench.device(), size_t{32} << 20);
+  cuda::BlasLt blas({static_cast<char*>(scratch.data()), scratch.size()});
+  if (blas.SupportsFp8(p)) {
+    cuda::QuantisedRows rows = cuda::PlanQuantisedRows(m, k, bench.workspace());
+    rows.scale_stride = m;
+    cuda::LaunchQuantise(x.view.data, k, m, k, rows, bench.native());
+    const double time = bench.Time([&](int) { blas.RunFp8(p, rows, bench.native()); }, 4);
+    bench.Report("cuBLASLt alone, block scales, " + Shape(m, n, k), time, flops, bytes + m * (k + 2.0 * n),
+                 bench.Difference(out.view, own.view), true);
+  }
+  bench.Report("own kernel f8_e4m3 " + Shape(m, n, k), own_time, flops, bytes + 2.0 * m * (n + k), -1, true);
+}
+
 void Grouped(Bench& bench, DType type, int experts, int each, int64_t hidden, int64_t width) {
   const int64_t rows = int64_t{experts} * each;
   const double size = static_cast<double>(DTypeSize(type)),
@@ -147,6 +172,9 @@ void BenchMatmul(Bench& bench) {
   Dense(bench, DType::kF8E4M3, 4096, 7168, 16384);
   Dense(bench, DType::kF8E4M3, 4096, 4096, 7168);
   Dense(bench, DType::kF8E4M3, 4096, 7168, 2048);
+  DenseFp8Parts(bench, 4096, 7168, 16384);
+  DenseFp8Parts(bench, 4096, 4096, 7168);
+  DenseFp8Parts(bench, 4096, 7168, 2048);
   Dense(bench, DType::kBF16, 4096, 7168, 16384);
   for (DType type : {DType::kBF16, DType::kF8E4M3}) {
     for (int m : {1, 4, 8, 16, 32, 64}) Dense(bench, type, m, 7168, 16384);
