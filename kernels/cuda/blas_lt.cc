@@ -35,8 +35,8 @@ bool RowsAligned(const void* data, DType dtype, int64_t stride, int64_t batch) {
   return IsAligned(data, 16) && stride * size % 16 == 0 && batch * size % 16 == 0;
 }
 
-// Scales of w[n][k]: k blocks contiguous, a multiple of four of them a row; of x: the rows contiguous, whose bytes are a
-// multiple of 16. False: a library without block scales.
+// Scales of w[n][k]: k blocks contiguous, a multiple of four of them a row; of x: the rows contiguous, whose bytes are
+// a multiple of 16. False: a library without block scales.
 bool SetBlockScales(cublasLtMatmulDesc_t operation, const float* w, const float* x) {
 #if CUBLAS_VERSION >= 120900
   const int32_t w_mode = CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F, x_mode = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;

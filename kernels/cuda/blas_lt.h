@@ -23,8 +23,8 @@ class BlasLt {
   static bool Applies(const Matmul& p);
   void Run(const Matmul& p, cudaStream_t stream);
 
-  // FP8 weights with 128 x 128 scales, x quantised per token and 128 numbers; p.x is not read. False where the shape, the
-  // card or this cuBLASLt does not allow it; the library is asked once for each shape.
+  // FP8 weights with 128 x 128 scales, x quantised per token and 128 numbers; p.x is not read. False where the shape,
+  // the card or this cuBLASLt does not allow it; the library is asked once for each shape.
   bool SupportsFp8(const Matmul& p);
   // x's scales lie p.m floats from group to group. Only after SupportsFp8.
   void RunFp8(const Matmul& p, const QuantisedRows& x, cudaStream_t stream);
@@ -47,8 +47,8 @@ class BlasLt {
   std::map<Key, Plan> plans_;
 };
 
-// matmul_fp8_blas.cc: FP8 weights with 128x128 scales and many bf16 rows, plain or gated. Returns how many rows, from the
-// first, it multiplied: all but up to three, which cuBLASLt leaves, or 0 where it does not apply.
+// matmul_fp8_blas.cc: FP8 weights with 128x128 scales and many bf16 rows, plain or gated. Returns how many rows, from
+// the first, it multiplied: all but up to three, which cuBLASLt leaves, or 0 where it does not apply.
 int64_t RunMatmulFp8Blas(const Matmul& p, const Workspace& workspace, BlasLt& blas, cudaStream_t stream);
 
 }  // namespace latentmesh::cuda

@@ -1,6 +1,6 @@
-// FP8 products of many rows through cuBLASLt: x quantised per token and 128 numbers, weights in 128 x 128 blocks (DeepSeek-V3
-// report, section 3.3). On an H200 it took less time than matmul_fp8_sm90.cu at every shape measured, from 128 to 4096 rows.
-// The gated form is two products of the same quantised rows and a pass over both.
+// FP8 products of many rows through cuBLASLt: x quantised per token and 128 numbers, weights in 128 x 128 blocks
+// (DeepSeek-V3 report, section 3.3). On an H200 it took less time than matmul_fp8_sm90.cu at every shape measured, from 68
+// to 4096 rows. The gated form is two products of the same quantised rows and a pass over both, which pays from 512 rows on.
 #include <algorithm>
 
 #include "kernels/cuda/blas_lt.h"
@@ -8,6 +8,8 @@
 
 namespace latentmesh::cuda {
 namespace {
+
+constexpr int64_t kFewestGatedRows = 512;
 
 // The second product of the gated form, into `to`.
 Matmul UpOf(const Matmul& p, char* to) {
@@ -54,7 +56,7 @@ bool Supports(const Matmul& p, const Workspace& workspace, BlasLt& blas) {
 int64_t RunMatmulFp8Blas(const Matmul& p, const Workspace& workspace, BlasLt& blas, cudaStream_t stream) {
   const int64_t whole = p.m / 4 * 4, most = std::min(whole, MostRows(p, workspace));
   const bool fits = CurrentCard().hopper && p.x_type == DType::kBF16 && IsAligned(p.x, 16) && p.x_stride % 8 == 0 &&
-                    p.k % 128 == 0 && (!p.gated() || p.n % 16 == 0) && most > 0;
+                    p.k % 128 == 0 && (!p.gated() || (p.n % 16 == 0 && p.m >= kFewestGatedRows)) && most > 0;
   if (!fits || !Supports(RowRange(p, 0, most), workspace, blas)) return 0;
   const int64_t rest = whole % most;
   if (rest > 0 && !Supports(RowRange(p, 0, rest), workspace, blas)) return 0;

@@ -1,6 +1,6 @@
 // FP8 products on Hopper: x quantised per token and 128 numbers, weights in 128 x 128 blocks. Products of 128 columns
-// are summed by the tensor cores, scaled, and added in f32 registers (DeepSeek-V3 report, section 3.3.2); two
-// warpgroups take turns at multiplying and scaling. One producer thread runs the copy engine. Blocks are persistent and
+// are summed by the tensor cores, scaled, and added in f32 registers (DeepSeek-V3 report, section 3.3.2); one
+// warpgroup multiplies while the other scales. One producer thread runs the copy engine. Blocks are persistent and
 // walk over tiles of all experts, whose row counts only the card knows. With many rows two blocks form a cluster: they
 // share a weight tile, of which each brings one half to both, because the way from the L2 is what limits such products.
 // Gated form: half of a tile's columns are the gate's, the other half the same columns of up.
@@ -18,6 +18,8 @@ namespace {
 constexpr int kDepth = 128;
 constexpr int kMaxStages = 8;
 
+constexpr int kStagedColumns = 64, kStagedPitch = kStagedColumns + 8;  // of results on their way out, a warp's 16 rows
+
 // kGroups: consumer warpgroups of 64 rows each; kTileN: columns; kCluster: blocks that share a weight tile
 template <int kGroups_, int kTileN_, int kCluster_, bool kGated_>
 struct Shape {
@@ -25,13 +27,15 @@ struct Shape {
   static constexpr bool kGated = kGated_;
   static constexpr int kTileM = 64 * kGroups;
   static constexpr int kColumns = kGated ? kTileN / 2 : kTileN;  // of the result
-  static constexpr int kPartColumns = kTileN == 256 ? 128 : 64;  // that share a scale
+  static constexpr bool kAhead = kTileN <= 128;  // a second set of products fits into registers
+  static constexpr int kPartColumns = kTileN == 256 || (kTileN == 128 && !kGated) ? 128 : 64;  // that share a scale
   static constexpr int kParts = kTileN / kPartColumns;
   static constexpr int kPass = kTileN == 256 ? 128 : kTileN;  // columns at a time: products and sums fill registers
   static constexpr int kThreads = kGroups * 128 + 128;
   static constexpr int kStageBytes = (kTileM + kTileN) * kDepth;
-  static constexpr int kStages = std::min(kMaxStages, 210 * 1024 / kStageBytes);
-  static constexpr int kSharedBytes = kStages * kStageBytes + 1024;
+  static constexpr int kStages = std::min(kMaxStages, 200 * 1024 / kStageBytes);
+  static constexpr int kStagedBytes = kGroups * 4 * 16 * kStagedPitch * 2;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kStagedBytes + 1024;
   static constexpr int kBoxes = kGated ? 2 : kCluster;  // copies that bring a weight tile
 };
 
@@ -121,6 +125,34 @@ __device__ __forceinline__ void StoreTile(const Fp8Args& p, const float (&sum)[S
   }
 }
 
+// Whole rows of 16 bytes a lane, through shared memory that only this warp uses: else lanes would write 4 bytes each.
+template <typename S>
+__device__ __forceinline__ void StoreStaged(const Fp8Args& p, const float (&sum)[S::kTileN / 2], bf16* staged, int row,
+                                            int end, int column) {
+  const int lane = threadIdx.x % 32, first = row + threadIdx.x / 32 % 4 * 16;
+#pragma unroll
+  for (int part = 0; part < S::kColumns / kStagedColumns; ++part) {
+#pragma unroll
+    for (int i = 0; i < kStagedColumns / 2; i += 2) {  // a pair of columns
+      const int at = part * (kStagedColumns / 2) + i, r = i / 2 % 2;
+      Pack<bf16, 2> pair;
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        pair.v[e] = FromFloat<bf16>(S::kGated ? Silu(sum[at + e]) * sum[S::kTileN / 4 + at + e] : sum[at + e]);
+      StorePack<bf16, 2>(staged + (lane / 4 + r * 8) * kStagedPitch + i / 4 * 8 + lane % 4 * 2, pair);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int from = i * 4 + lane / 8, n = column + part * kStagedColumns + lane % 8 * 8;
+      const Pack<bf16, 8> pack = LoadPack<bf16, 8>(staged + from * kStagedPitch + lane % 8 * 8);
+      if (first + from < end && n < p.range.n)
+        StorePack<bf16, 8>(static_cast<bf16*>(p.out) + int64_t{first + from} * p.out_stride + n, pack);
+    }
+    __syncwarp();
+  }
+}
+
 template <int kTileN>
 __device__ __forceinline__ void MultiplyStage(float (&products)[kTileN / 2], uint64_t a, uint64_t b) {
   WgmmaFence();
@@ -148,67 +180,166 @@ __device__ __forceinline__ void Release(uint64_t* empty) {
   }
 }
 
-template <typename B, typename S>
-__device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
-  const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
-  const int rank = S::kCluster == 1 ? 0 : ClusterRank();
-  const int blocks = (p.k + kDepth - 1) / kDepth;
-  int stage = 0, parity = 0;
-  float products[S::kPass / 2], sum[S::kTileN / 2];
-  const bool plain = p.bias == nullptr && !p.accumulate && p.range.n % 2 == 0 && p.out_stride % 2 == 0 &&
-                     reinterpret_cast<uint64_t>(p.out) % (2 * sizeof(B)) == 0;
-  auto tile = MakeWalker<S>(p);
-  while (tile.Next()) {
-    const int row = tile.row + rank * S::kTileM + group * 64;
-    const int scale_row = row - p.range.row_begin + threadIdx.x / 32 % 4 * 16 + lane / 4;  // and 8 rows on
-    const bool inside[2] = {scale_row < p.x_scale_stride, scale_row + 8 < p.x_scale_stride};
-    const float* x_scales = p.x_scales + scale_row;
-    const float* w_scales[S::kParts];
-    const DeviceWeight<f8> w = p.w.Batch(tile.expert), up = S::kGated ? p.up.Batch(tile.expert) : p.w;
+// The scales of a tile: of this lane's two rows of x and of the tile's parts of the weights, read a block ahead.
+template <typename S>
+struct Scales {
+  const float *x, *w[S::kParts];
+  int x_step, second;  // floats to the next block, and to the other row
+  float x_next[2], w_next[S::kParts], factor[S::kParts][2];
+
+  __device__ Scales(const Fp8Args& p, int expert, int row, int column) {
+    const int lane = threadIdx.x % 32, last = static_cast<int>(p.x_scale_stride) - 1;
+    const int first = min(row - p.range.row_begin + threadIdx.x / 32 % 4 * 16 + lane / 4, last);  // beyond: not stored
+    x = p.x_scales + first;
+    x_step = last + 1;
+    second = min(8, last - first);
+    const DeviceWeight<f8> from_w = p.w.Batch(expert), from_up = S::kGated ? p.up.Batch(expert) : p.w;
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) {
       constexpr int kOfWeight = S::kColumns / S::kPartColumns;
-      const DeviceWeight<f8>& from = part >= kOfWeight ? up : w;
-      const int n = min(tile.column + part % kOfWeight * S::kPartColumns, p.range.n - 1);
-      w_scales[part] = from.scales + (n + from.row_offset) / 128 * from.scale_cols + from.col_offset / 128;
+      const DeviceWeight<f8>& from = part >= kOfWeight ? from_up : from_w;
+      const int n = min(column + part % kOfWeight * S::kPartColumns, p.range.n - 1);
+      w[part] = from.scales + (n + from.row_offset) / 128 * from.scale_cols + from.col_offset / 128;
     }
-    float x_next[2], w_next[S::kParts];
-    auto load_scales = [&](int block) {
+    Load();
+  }
+  // Those of the next block.
+  __device__ __forceinline__ void Load() {
+    x_next[0] = x[0];
+    x_next[1] = x[second];
+    x += x_step;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) x_next[r] = inside[r] ? x_scales[block * p.x_scale_stride + r * 8] : 0.f;
+    for (int part = 0; part < S::kParts; ++part) w_next[part] = *w[part]++;
+  }
+  // What Load has read becomes the factors.
+  __device__ __forceinline__ void Turn() {
 #pragma unroll
-      for (int part = 0; part < S::kParts; ++part) w_next[part] = w_scales[part][block];
-    };
-    load_scales(0);
+    for (int part = 0; part < S::kParts; ++part) {
+      factor[part][0] = x_next[0] * w_next[part];
+      factor[part][1] = x_next[1] * w_next[part];
+    }
+  }
+  // sum[kFirst ...] += products, scaled
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void Add(const float (&products)[kCount], float (&sum)[S::kTileN / 2]) const {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      constexpr int kOfPart = S::kPartColumns / 2;
+      sum[kFirst + j] = fmaf(products[j], factor[(kFirst + j) / kOfPart][j / 2 % 2], sum[kFirst + j]);
+    }
+  }
+};
+
+struct Place {  // in the ring of stages
+  int stage = 0, parity = 0;
+  template <typename S>
+  __device__ __forceinline__ void Next() {
+    if (++stage == S::kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// All of a tile's columns at a time; the next block's products are under way while the last ones are scaled and added.
+template <typename S>
+__device__ __forceinline__ void MultiplyAhead(const Pipeline& pipe, int blocks, Scales<S>& scales,
+                                              Place& place, float (&sum)[S::kTileN / 2]) {
+  const int group = threadIdx.x / 128;
+  float even[S::kTileN / 2], odd[S::kTileN / 2];
+  Place done = place;
+  int block = 0;
+  auto start = [&](float (&products)[S::kTileN / 2]) {
+    BarrierWait(&pipe.full[place.stage], place.parity);
+    const char* memory = pipe.memory + place.stage * S::kStageBytes;
+    MultiplyStage<S::kTileN>(products, SwizzledMatrix(memory + group * 64 * kDepth),
+                             SwizzledMatrix(memory + S::kTileM * kDepth));
+    place.template Next<S>();
+  };
+  auto finish = [&](float (&products)[S::kTileN / 2]) {
+    PinRegisters(products);
+    Release<S>(&pipe.empty[done.stage]);
+    done.template Next<S>();
+    scales.Turn();
+    if (++block < blocks) scales.Load();
+    scales.template Add<0>(products, sum);
+    PinRegisters(sum);
+  };
+  start(even);
+  int left = blocks - 1;  // to start
+  for (; left >= 2; left -= 2) {
+    start(odd);
+    WgmmaWait<1>();
+    finish(even);
+    start(even);
+    WgmmaWait<1>();
+    finish(odd);
+  }
+  if (left == 1) {
+    start(odd);
+    WgmmaWait<1>();
+    finish(even);
+    WgmmaWait<0>();
+    finish(odd);
+  } else {
+    WgmmaWait<0>();
+    finish(even);
+  }
+}
+
+// As many columns at a time as registers for products are left.
+template <typename S>
+__device__ __forceinline__ void MultiplyInPasses(const Pipeline& pipe, int blocks, Scales<S>& scales,
+                                                 Place& place, float (&sum)[S::kTileN / 2]) {
+  const int group = threadIdx.x / 128;
+  float products[S::kPass / 2];
+  auto pass = [&](auto index, const char* memory, int block) {
+    constexpr int kIndex = decltype(index)::value;
+    MultiplyStage<S::kPass>(products, SwizzledMatrix(memory + group * 64 * kDepth),
+                            SwizzledMatrix(memory + (S::kTileM + kIndex * S::kPass) * kDepth));
+    if (kIndex == 0 && block + 1 < blocks) scales.Load();
+    WgmmaWait<0>();
+    PinRegisters(products);
+    if ((kIndex + 1) * S::kPass == S::kTileN) Release<S>(&pipe.empty[place.stage]);
+    scales.template Add<kIndex * S::kPass / 2>(products, sum);
+  };
+  for (int block = 0; block < blocks; ++block) {
+    scales.Turn();
+    BarrierWait(&pipe.full[place.stage], place.parity);
+    const char* memory = pipe.memory + place.stage * S::kStageBytes;
+    pass(std::integral_constant<int, 0>(), memory, block);
+    if constexpr (S::kPass < S::kTileN) pass(std::integral_constant<int, 1>(), memory, block);
+    place.template Next<S>();
+  }
+}
+
+template <typename B, typename S>
+__device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
+  const int group = threadIdx.x / 128, rank = S::kCluster == 1 ? 0 : ClusterRank();
+  const int blocks = (p.k + kDepth - 1) / kDepth;
+  Place place;
+  float sum[S::kTileN / 2];
+  const bool alone = p.bias == nullptr && !p.accumulate;
+  const bool plain = alone && p.range.n % 2 == 0 && p.out_stride % 2 == 0 &&
+                     reinterpret_cast<uint64_t>(p.out) % (2 * sizeof(B)) == 0;
+  const bool staged = sizeof(B) == 2 && alone && p.range.n % 8 == 0 && p.out_stride % 8 == 0 &&
+                      reinterpret_cast<uint64_t>(p.out) % 16 == 0;
+  bf16* mine =
+      reinterpret_cast<bf16*>(pipe.memory + S::kStages * S::kStageBytes) + threadIdx.x / 32 * 16 * kStagedPitch;
+  auto tile = MakeWalker<S>(p);
+  while (tile.Next()) {
+    const int row = tile.row + rank * S::kTileM + group * 64;
+    Scales<S> scales(p, tile.expert, row, tile.column);
 #pragma unroll
     for (int i = 0; i < S::kTileN / 2; ++i) sum[i] = 0;
-    for (int block = 0; block < blocks; ++block) {
-      float factor[S::kParts][2];
-#pragma unroll
-      for (int part = 0; part < S::kParts; ++part) {
-        factor[part][0] = x_next[0] * w_next[part];
-        factor[part][1] = x_next[1] * w_next[part];
-      }
-      BarrierWait(&pipe.full[stage], parity);
-      const char* memory = pipe.memory + stage * S::kStageBytes;
-      const uint64_t x = SwizzledMatrix(memory + group * 64 * kDepth);
-#pragma unroll
-      for (int pass = 0; pass < S::kTileN / S::kPass; ++pass) {
-        MultiplyStage<S::kPass>(products, x, SwizzledMatrix(memory + (S::kTileM + pass * S::kPass) * kDepth));
-        if (pass == 0) load_scales(min(block + 1, blocks - 1));
-        WgmmaWait<0>();
-        PinRegisters(products);
-        if ((pass + 1) * S::kPass == S::kTileN) Release<S>(&pipe.empty[stage]);
-#pragma unroll
-        for (int j = 0; j < S::kPass / 2; ++j) {
-          const int i = pass * (S::kPass / 2) + j;
-          sum[i] = fmaf(products[j], factor[i / (S::kPartColumns / 2)][i / 2 % 2], sum[i]);
-        }
-      }
-      if (++stage == S::kStages) stage = 0, parity ^= 1;
+    if constexpr (S::kAhead) {
+      MultiplyAhead<S>(pipe, blocks, scales, place, sum);
+    } else {
+      MultiplyInPasses<S>(pipe, blocks, scales, place, sum);
     }
-    plain ? StoreTile<B, S, true>(p, sum, row, tile.end, tile.column)
-          : StoreTile<B, S, false>(p, sum, row, tile.end, tile.column);
+    if (staged) {
+      StoreStaged<S>(p, sum, mine, row, tile.end, tile.column);
+    } else {
+      plain ? StoreTile<B, S, true>(p, sum, row, tile.end, tile.column)
+            : StoreTile<B, S, false>(p, sum, row, tile.end, tile.column);
+    }
   }
 }
 

@@ -37,6 +37,7 @@ __device__ __forceinline__ void QuantiseGroup(const Pack<bf16, kNumbers>& pack, 
 __global__ void __launch_bounds__(kThreads)
     QuantiseKernel(const bf16* x, int64_t x_stride, uint32_t rows, uint32_t cols, QuantisedRows to) {
   LetNextKernelStart();  // a product may begin with its weights
+  WaitForEarlierKernels();
   const uint32_t groups = static_cast<uint32_t>(to.row_bytes / kQuantGroup);
   Pack<bf16, kNumbers> packs[kGroups];
   uint32_t row[kGroups], group[kGroups];  // group ~0: none
@@ -71,9 +72,8 @@ void LaunchQuantise(const void* x, int64_t x_stride, int64_t rows, int64_t cols,
                     cudaStream_t stream) {
   const int64_t groups = to.row_bytes / kQuantGroup;
   LM_CHECK_MSG(rows * groups < int64_t{1} << 31, "quantising " + std::to_string(rows) + " rows");
-  QuantiseKernel<<<static_cast<unsigned>(CeilDiv(rows * groups, kBlockGroups)), kThreads, 0, stream>>>(
-      static_cast<const bf16*>(x), x_stride, static_cast<uint32_t>(rows), static_cast<uint32_t>(cols), to);
-  CheckLaunch("Quantise");
+  LaunchAhead(QuantiseKernel, static_cast<unsigned>(CeilDiv(rows * groups, kBlockGroups)), kThreads, 0, stream,
+              static_cast<const bf16*>(x), x_stride, static_cast<uint32_t>(rows), static_cast<uint32_t>(cols), to);
 }
 
 }  // namespace latentmesh::cuda

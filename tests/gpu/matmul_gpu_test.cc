@@ -11,7 +11,8 @@ struct Product {
 const Product kOdd[] = {{0, 5, 7}, {1, 777, 192}, {3, 5, 7}, {17, 65, 100}, {70, 130, 51}, {5, 112, 96}};
 const Product kEven[] = {{1, 256, 1024},  {2, 320, 512},    {7, 576, 384},   {8, 128, 2048},
                          {13, 136, 1152}, {16, 384, 896},   {33, 512, 512},  {64, 640, 768},
-                         {65, 384, 1024}, {129, 2112, 512}, {300, 256, 1536}, {257, 320, 4096}};
+                         {65, 384, 1024}, {129, 2112, 512}, {300, 256, 1536}, {257, 320, 4096},
+                         {262, 576, 512}};
 const DType kWeights[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3};
 
 class MatmulGpuTest : public GpuOpsTest {
@@ -83,7 +84,10 @@ class MatmulGpuTest : public GpuOpsTest {
     return offsets;
   }
   void Grouped(int experts, int most, const Product& p, DType x_type, DType w_type, int block) {
-    const std::vector<int32_t> offsets = Offsets(experts, most);
+    Grouped(Offsets(experts, most), p, x_type, w_type, block);
+  }
+  void Grouped(const std::vector<int32_t>& offsets, const Product& p, DType x_type, DType w_type, int block) {
+    const int experts = static_cast<int>(offsets.size()) - 1;
     const int rows = offsets.back() + Int(0, 5);  // rows beyond the last expert's stay as they are
     auto& x = Random("x", x_type, {rows, p.k});
     TestWeight gate = MakeWeight("gate", w_type, p.n, p.k, experts, block),
@@ -159,7 +163,8 @@ TEST_F(MatmulGpuTest, HeadGemm) {
 }
 
 TEST_F(MatmulGpuTest, GateUp) {
-  for (const Product& p : {kOdd[0], kOdd[2], kOdd[3], kOdd[4], kEven[0], kEven[2], kEven[5], kEven[7], kEven[10]}) {
+  for (const Product& p : {kOdd[0], kOdd[2], kOdd[3], kOdd[4], kEven[0], kEven[2], kEven[5], kEven[7], kEven[10],
+                           Product{514, 128, 512}}) {
     for (DType type : kActivations) {
       for (DType w_type : {type, DType::kF8E4M3}) {
         auto& x = Random("x", type, {p.m, p.k});
@@ -191,6 +196,8 @@ TEST_F(MatmulGpuTest, GroupedOfEvenShapes) {
     Grouped(16, 4, {0, 384, 256}, DType::kBF16, w_type, 128);
     Grouped(6, 20, {0, 128, 640}, DType::kBF16, w_type, 128);
     Grouped(4, 150, {0, 256, 512}, DType::kBF16, w_type, 128);
+    Grouped({0, 350, 350, 1000}, {0, 264, 384}, DType::kBF16, w_type, 128);  // large tiles: an odd and an even number
+    Grouped({0, 290, 640}, {0, 132, 256}, DType::kBF16, w_type, 128);        // of blocks along k
   }
 }
 
