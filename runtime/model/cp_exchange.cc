@@ -1,6 +1,7 @@
 #include "runtime/model/cp_exchange.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "parallel/trace.h"
 
@@ -22,32 +23,36 @@ CpExchange::CpExchange(const ModelContext& ctx, int64_t heads, int64_t query_wid
   lse_wide_ = arena.Reserve(DType::kF32, {tokens, cp_ * heads});
   received_ = arena.Reserve(ctx.activation, {cp_ * tokens, out_width});
   lse_received_ = arena.Reserve(DType::kF32, {cp_ * tokens, heads});
-  index_ = arena.ReserveArray<int32_t>(2 * cp_ * tokens);
+  every_row_ = arena.ReserveArray<int32_t>(tokens * heads);
 }
 
-void CpExchange::PrepareIndex(int64_t tokens) {
-  if (tokens == index_tokens_) return;
-  staging_.resize(static_cast<size_t>(2 * cp_ * tokens));
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t c = 0; c < cp_; ++c) {
-      staging_[t * cp_ + c] = static_cast<int32_t>(c * tokens + t);
-      staging_[cp_ * tokens + c * tokens + t] = static_cast<int32_t>(t * cp_ + c);
-    }
-  ctx_.ops->device().CopyToDevice(index_, staging_.data(), staging_.size() * sizeof(int32_t), *ctx_.stream);
-  index_tokens_ = tokens;
+// The same numbers whatever the step: captured steps of other sizes read them, too. Every size first runs uncaptured.
+const int32_t* CpExchange::EveryRow() {
+  if (every_row_set_) return every_row_;
+  std::vector<int32_t> rows(static_cast<size_t>(ctx_.limits.max_tokens * heads_));
+  std::iota(rows.begin(), rows.end(), 0);
+  ctx_.ops->device().CopyToDevice(every_row_, rows.data(), rows.size() * sizeof(int32_t), *ctx_.stream);
+  ctx_.stream->Synchronize();
+  every_row_set_ = true;
+  return every_row_;
 }
 
-void CpExchange::Permute(const TensorView& from, const TensorView& to, bool to_wide) {
+void CpExchange::CopyRows(const TensorView& from, const TensorView& to) {
   GatherRowsParams p;
   p.x = from;
   p.count = from.rows();
-  p.index = index_ + (to_wide ? 0 : p.count);
+  p.index = EveryRow();
   p.out = to;
   ctx_.ops->GatherRows(p, *ctx_.stream);
 }
 
+// wide [T, cp * width] -> parts [cp * T, width]
+void CpExchange::Separate(const TensorView& wide, const TensorView& parts) {
+  const int64_t tokens = wide.dim(0), width = parts.cols();
+  for (int c = 0; c < cp_; ++c) CopyRows(wide.Cols(c * width, width), parts.Rows(c * tokens, tokens));
+}
+
 void CpExchange::StartGather(const TensorView& rows) {
-  PrepareIndex(rows.dim(0));
   gathering_ = rows;
   ctx_.comms->cp->StartAllGather(rows.data, by_rank_.data, rows.bytes(), *ctx_.stream);
 }
@@ -60,7 +65,7 @@ TensorView CpExchange::FinishGather() {
   }
   TensorView parts(by_rank_.data, gathering_.dtype, {cp_ * tokens, width});
   TensorView wide(wide_.data, gathering_.dtype, {tokens, cp_ * width});
-  Permute(parts, wide.Reshape({tokens * cp_, width}), true);
+  for (int c = 0; c < cp_; ++c) CopyRows(parts.Rows(c * tokens, tokens), wide.Cols(c * width, width));
   return wide;
 }
 
@@ -78,11 +83,11 @@ void CpExchange::Return(const TensorView& out, const TensorView& lse) {
   int64_t tokens = out.dim(0), dim = out_width_ / heads_;
   TensorView parts(by_rank_.data, out.dtype, {cp_ * tokens, out_width_});
   TensorView received(received_.data, out.dtype, {cp_ * tokens, out_width_});
-  Permute(wide_out(tokens).Reshape({tokens * cp_, out_width_}), parts, false);
+  Separate(wide_out(tokens), parts);
   AllToAll(parts, received);
   TensorView lse_parts(by_rank_.data, DType::kF32, {cp_ * tokens, heads_});
   TensorView lse_received(lse_received_.data, DType::kF32, {cp_ * tokens, heads_});
-  Permute(wide_lse(tokens).Reshape({tokens * cp_, heads_}), lse_parts, false);
+  Separate(wide_lse(tokens), lse_parts);
   AllToAll(lse_parts, lse_received);
   ctx_.ops->device().CopyOnDevice(out.data, received.data, out.bytes(), *ctx_.stream);
   ctx_.ops->device().CopyOnDevice(lse.data, lse_received.data, lse.bytes(), *ctx_.stream);

@@ -8,8 +8,6 @@
 //   expanded  (cp - 1) (r + rope) B / cp   around the ring                              for each cached token and step
 #pragma once
 
-#include <vector>
-
 #include "runtime/model/arena.h"
 #include "runtime/model/model_context.h"
 
@@ -33,11 +31,12 @@ class CpExchange {
   // Sends wide_out and wide_lse to the heads' ranks and merges what comes back into out [T, heads * dim], lse [T,
   // heads].
   void Return(const TensorView& out, const TensorView& lse);
+  // Device memory, 0, 1, ... for max_tokens * heads rows: GatherRows with it copies between strides.
+  const int32_t* EveryRow();
 
  private:
-  void PrepareIndex(int64_t tokens);
-  // Rows of `from` [cp * T, width] <-> parts side by side; `to_wide` picks the direction.
-  void Permute(const TensorView& from, const TensorView& to, bool to_wide);
+  void CopyRows(const TensorView& from, const TensorView& to);
+  void Separate(const TensorView& wide, const TensorView& parts);
   void AllToAll(const TensorView& send, const TensorView& recv);
 
   const ModelContext& ctx_;
@@ -48,9 +47,8 @@ class CpExchange {
   TensorView wide_;                    // [T, cp * query_width]
   TensorView out_wide_, lse_wide_;     // [T, cp * out_width], [T, cp * heads]
   TensorView received_, lse_received_; // [cp, T, out_width], [cp, T, heads]
-  int32_t* index_ = nullptr;           // [2, cp * T]: to wide, to parts
-  int64_t index_tokens_ = -1;
-  std::vector<int32_t> staging_;
+  int32_t* every_row_ = nullptr;       // [max_tokens * heads]
+  bool every_row_set_ = false;
 };
 
 }  // namespace latentmesh

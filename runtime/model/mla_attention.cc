@@ -1,7 +1,6 @@
 #include "runtime/model/mla_attention.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "parallel/trace.h"
 
@@ -21,7 +20,6 @@ MlaAttention::MlaAttention(const ModelContext& ctx, Arena& arena)
   kv_a_ = arena.Reserve(dtype, {tokens, rank_ + rope_});
   bool cp = ctx.shard.layout.cp > 1;
   q_latent_ = arena.Reserve(dtype, {tokens, heads_ * (cp ? rank_ + rope_ : rank_)});
-  if (cp) every_row_ = arena.ReserveArray<int32_t>(tokens * heads_);
   o_latent_ = arena.Reserve(dtype, {tokens, heads_ * rank_});
   o_ = arena.Reserve(dtype, {tokens, heads_ * v_});
   lse_ = arena.Reserve(DType::kF32, {tokens, heads_});
@@ -80,16 +78,9 @@ void MlaAttention::AbsorbQueries(const MlaWeights& w, const StepBatch& batch) {
   ctx_.ops->HeadGemm({AsHeads(q, heads_, nope_ + rope_).Dims(0, nope_), w.kv_b, nope_ + v_, 0, nope_, true, q_latent},
                      *ctx_.stream);
   if (!cp) return;
-  if (!every_row_set_) {
-    std::vector<int32_t> index(static_cast<size_t>(ctx_.limits.max_tokens * heads_));
-    std::iota(index.begin(), index.end(), 0);
-    ctx_.ops->device().CopyToDevice(every_row_, index.data(), index.size() * sizeof(int32_t), *ctx_.stream);
-    ctx_.stream->Synchronize();
-    every_row_set_ = true;
-  }
   GatherRowsParams rope;
   rope.x = q.Reshape({rows, nope_ + rope_}).Cols(nope_, rope_);
-  rope.index = every_row_;
+  rope.index = cp_.EveryRow();
   rope.count = rows;
   rope.out = packed.Reshape({rows, rank_ + rope_}).Cols(rank_, rope_);
   ctx_.ops->GatherRows(rope, *ctx_.stream);

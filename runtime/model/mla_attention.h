@@ -52,8 +52,6 @@ class MlaAttention {
   TensorView kv_;          // [expand_keys, heads * (nope + v)]
   TensorView o_part_;      // [T, heads * v]
   TensorView lse_part_;    // [T, heads]
-  int32_t* every_row_ = nullptr;   // [T * heads] 0, 1, 2, ...; cp > 1 only, as the next
-  bool every_row_set_ = false;
   CpExchange cp_;
   LatentRing ring_;
 };

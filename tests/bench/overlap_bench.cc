@@ -1,4 +1,4 @@
-// overlap_bench prefill|decode TOKENS [CONTEXT LAYERS SHAPE REPEATS TRACE]: under mpirun, one step of TOKENS tokens on each of as many
+// overlap_bench prefill|decode TOKENS [CONTEXT LAYERS SHAPE REPEATS TRACE DEVICE]: under mpirun, one step of TOKENS tokens on each of as many
 // dp ranks as there are processes, over and over: whole and as two micro-batches, each with the experts' exchange and with
 // the exchange left out (what was received once is played back). Checks first that all four give the same logits. Then
 //
@@ -7,7 +7,8 @@
 //   hidden     = 1 - exposed / exchange
 //
 // prefill: one prompt of TOKENS a rank; decode: TOKENS sequences with CONTEXT cached tokens each. Random weights.
-// TRACE: a file for a timeline of one step of each of the four kinds.
+// TRACE: a file for a timeline of one step of each of the four kinds, "" for none. DEVICE cuda: on GPUs in bf16, over NCCL; ranks may
+// share one, which then says that the mechanics work, and nothing about speed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -31,6 +32,9 @@ struct Case {
   bool prefill = true;
   int tokens = 512, context = 512, layers = 0, repeats = 7;
   std::string shape = "mini", trace;
+  DeviceKind device = DeviceKind::kCpu;
+  int cached() const { return prefill ? 0 : context; }
+  bool cuda() const { return device == DeviceKind::kCuda; }
 };
 
 struct Rank {
@@ -67,10 +71,10 @@ void Load(const Case& c, Rank& rank) {
   if (c.layers > 0) config.num_hidden_layers = c.layers;
   StoredDType stored = Must(PublishedFormats(config));
   int ranks = rank.job.size();
-  EngineOptions options = Must(ResolveOptions(OptionsOf(c, rank.job), config, ranks, DeviceKind::kCpu));
+  EngineOptions options = Must(ResolveOptions(OptionsOf(c, rank.job), config, ranks, c.device));
   ProcessMesh mesh = Must(ProcessMesh::Create(options.layout, ranks, rank.job.rank()));
   rank.comms = Must(rank.job.CreateCommunicators(mesh, *rank.device));
-  auto played = std::make_unique<PlayedCommunicator>(std::move(rank.comms.ep));
+  auto played = std::make_unique<PlayedCommunicator>(std::move(rank.comms.ep), *rank.device);
   rank.ep = played.get();
   rank.comms.ep = std::move(played);
   RankSetup setup = Must(PlanRank(config, options, mesh, stored, rank.device->free_memory() / static_cast<uint64_t>(rank.job.local_size())));
@@ -79,8 +83,8 @@ void Load(const Case& c, Rank& rank) {
   rank.worker = Must(Worker::Create(std::move(setup), WeightSource(stored), *rank.device, rank.comms, rank.job.control()));
 }
 
-// Each sequence in blocks of its own; logits of each last token where asked for.
-StepPlan MakePlan(const Case& c, const RankSetup& setup, bool logits) {
+// Each sequence in blocks of its own, with `cached` tokens before; logits of each last token where asked for.
+StepPlan MakePlan(const Case& c, const RankSetup& setup, bool logits, int cached) {
   StepPlan plan;
   int32_t per_sequence = static_cast<int32_t>(setup.blocks_per_sequence()), vocab = static_cast<int32_t>(setup.config.vocab_size);
   int sequences = c.prefill ? 1 : c.tokens, each = c.prefill ? c.tokens : 1;
@@ -89,7 +93,7 @@ StepPlan MakePlan(const Case& c, const RankSetup& setup, bool logits) {
     for (int s = 0; s < sequences; ++s) {
       SequenceStep step;
       step.sequence_id = dp * sequences + s;
-      step.start = c.prefill ? 0 : c.context;
+      step.start = cached;
       for (int t = 0; t < each; ++t) step.tokens.push_back((7919 * (step.start + t) + 104729 * (dp * sequences + s)) % vocab);
       for (int32_t b = 0; b < per_sequence; ++b) step.blocks.push_back(s * per_sequence + b);
       step.logits_from = each - (logits ? 1 : 0);
@@ -125,7 +129,7 @@ double TimeStep(Rank& rank, const StepPlan& plan, const Kind& kind) {
 
 // Largest difference of logits from the first kind's, relative to the largest logit. Records what the other steps play.
 bool Check(const Case& c, Rank& rank) {
-  StepPlan plan = MakePlan(c, rank.worker->setup(), true);
+  StepPlan plan = MakePlan(c, rank.worker->setup(), true, c.cached());
   std::vector<float> want;
   double worst = 0, largest = 0;
   for (const Kind& kind : kKinds) {
@@ -138,7 +142,8 @@ bool Check(const Case& c, Rank& rank) {
       worst = std::max(worst, std::abs(static_cast<double>(want[i]) - got.at(i)));
     }
   }
-  bool ok = rank.job.rank() != 0 || (largest > 0 && worst <= 1e-3 * largest);
+  // In bf16 products of other sizes round otherwise, and routers flip between experts that are nearly as good.
+  bool ok = rank.job.rank() != 0 || (largest > 0 && worst <= (c.cuda() ? 0.15 : 1e-3) * largest);
   if (rank.job.rank() == 0) std::printf("check %s: logits differ by %.1e of the largest\n", ok ? "ok" : "FAILED", worst / largest);
   return ok;
 }
@@ -176,10 +181,17 @@ void Trace(const Case& c, Rank& rank, const StepPlan& plan) {
   if (!written.ok()) throw Error(written.code(), written.message());
 }
 
+// Memory of a GPU holds anything at first; that of the host zeros, with which attention counts as well.
+void FillCache(const Case& c, Rank& rank) {
+  for (int t = 0; c.cuda() && t < c.cached(); ++t)
+    RunStep(rank, MakePlan(c, rank.worker->setup(), false, t), kKinds[0], Mode::kPass);
+}
+
 int Measure(const Case& c, Rank& rank) {
   Load(c, rank);
+  FillCache(c, rank);
   if (!Check(c, rank)) return 5;
-  StepPlan plan = MakePlan(c, rank.worker->setup(), false);
+  StepPlan plan = MakePlan(c, rank.worker->setup(), false, c.cached());
   std::vector<std::vector<double>> times(4);
   double bytes = 0;
   for (int i = 0; i < c.repeats + 1; ++i)
@@ -208,10 +220,14 @@ int Main(int argc, char** argv) {
   if (argc > 5) c.shape = argv[5];
   if (argc > 6) c.repeats = std::atoi(argv[6]);
   if (argc > 7) c.trace = argv[7];
+  if (argc > 8 && std::string(argv[8]) == "cuda") c.device = DeviceKind::kCuda;
+  (*job)->SetOptions({.share_gpu = c.cuda()});
   DeviceOptions options;
+  options.local_rank = (*job)->local_rank();
+  options.share_gpu = c.cuda();
   options.threads = 1;
   options.local_size = (*job)->local_size();
-  Rank rank{**job, Must(CreateDevice(DeviceKind::kCpu, options)), nullptr, {}, nullptr, nullptr};
+  Rank rank{**job, Must(CreateDevice(c.device, options)), nullptr, {}, nullptr, nullptr};
   rank.stream = rank.device->CreateStream();
   try {
     return Measure(c, rank);

@@ -1,15 +1,17 @@
 // PlayedCommunicator: an ep group whose started calls can be left out, for measuring what they cost. Once recorded, a step
 // that is repeated gets the bytes it got then, from memory; nothing is sent. Only for repetitions of one and the same step:
-// anything else gets wrong answers. Host memory, one thread.
+// anything else gets wrong answers. Recordings lie in memory of the device (on a GPU playing is a copy there, ordered on the
+// step's stream, and part of its time). One thread.
 #pragma once
 
-#include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
 #include <stdexcept>
 #include <vector>
 
+#include "kernels/device.h"
+#include "kernels/tensor.h"
 #include "parallel/communicator.h"
 #include "parallel/trace.h"
 
@@ -18,7 +20,8 @@ namespace latentmesh {
 class PlayedCommunicator : public Communicator {
  public:
   enum class Mode { kPass, kRecord, kPlay };
-  explicit PlayedCommunicator(std::unique_ptr<Communicator> inner) : inner_(std::move(inner)) {}
+  // The device outlives it.
+  PlayedCommunicator(std::unique_ptr<Communicator> inner, Device& device) : inner_(std::move(inner)), device_(device) {}
 
   // Before a step. Recordings are kept by `key`; a recording starts anew.
   void Begin(Mode mode, int key) {
@@ -28,33 +31,35 @@ class PlayedCommunicator : public Communicator {
     copy_ns_ = 0;
     if (mode == Mode::kRecord) tape_->clear();
   }
-  // Of this step: time spent playing, which would not pass if the bytes had come by themselves.
+  // Of this step: time the host spent playing, which would not pass if the bytes had come by themselves.
   double copy_seconds() const { return static_cast<double>(copy_ns_) / 1e9; }
 
   StartedCall StartAllGather(const void* send, void* recv, size_t bytes, Stream& stream) override {
     size_t whole = bytes * static_cast<size_t>(size());
-    if (mode_ == Mode::kPlay) return Play({{recv, whole}});
+    if (mode_ == Mode::kPlay) return Play({{recv, whole}}, stream);
     StartedCall call = inner_->StartAllGather(send, recv, bytes, stream);
-    return Keep(call, {{recv, whole}});
+    return Keep(call, {{recv, whole}}, stream);
   }
   StartedCall StartAllToAllV(const AllToAllVParams& p, Stream& stream) override {
     std::vector<Part> parts;
     for (int r = 0; r < size(); ++r)
       parts.push_back({static_cast<char*>(p.recv) + p.recv_offsets[r], p.recv_bytes[r]});
-    if (mode_ == Mode::kPlay) return Play(parts);
+    if (mode_ == Mode::kPlay) return Play(parts, stream);
     StartedCall call = inner_->StartAllToAllV(p, stream);
-    return Keep(call, parts);
+    return Keep(call, parts, stream);
   }
   void Finish(StartedCall call) override {
     if (mode_ == Mode::kPlay) return;
     inner_->Finish(call);
     auto open = open_.find(call.id);
     if (open == open_.end()) return;
-    Message& message = (*tape_)[open->second.index];
+    Message message(&device_, TotalBytes(open->second.parts));
+    char* to = static_cast<char*>(message.data());
     for (const Part& part : open->second.parts) {
-      const char* data = static_cast<const char*>(part.data);
-      message.insert(message.end(), data, data + part.bytes);
+      device_.CopyOnDevice(to, part.data, part.bytes, *open->second.stream);
+      to += part.bytes;
     }
+    (*tape_)[open->second.index] = std::move(message);
     open_.erase(open);
   }
   void Finish() override { inner_->Finish(); }
@@ -92,32 +97,37 @@ class PlayedCommunicator : public Communicator {
   struct Open {
     size_t index;                    // in the tape
     std::vector<Part> parts;
+    Stream* stream;
   };
-  using Message = std::vector<char>;
+  using Message = Buffer;
 
-  StartedCall Keep(StartedCall call, std::vector<Part> parts) {
+  static size_t TotalBytes(const std::vector<Part>& parts) {
+    size_t sum = 0;
+    for (const Part& part : parts) sum += part.bytes;
+    return sum;
+  }
+  StartedCall Keep(StartedCall call, std::vector<Part> parts, Stream& stream) {
     if (mode_ != Mode::kRecord) return call;
-    open_[call.id] = {tape_->size(), std::move(parts)};
+    open_[call.id] = {tape_->size(), std::move(parts), &stream};
     tape_->emplace_back();
     return call;
   }
-  StartedCall Play(const std::vector<Part>& parts) {
+  StartedCall Play(const std::vector<Part>& parts, Stream& stream) {
     int64_t begin = TraceClock();
     if (next_ >= tape_->size()) throw std::logic_error("this step makes more calls than the recorded one");
     const Message& message = (*tape_)[next_++];
-    size_t offset = 0;
-    for (const Part& part : parts) offset += part.bytes;
-    if (offset != message.size()) throw std::logic_error("this step is not the recorded one");
-    offset = 0;
+    if (TotalBytes(parts) != message.size()) throw std::logic_error("this step is not the recorded one");
+    const char* from = static_cast<const char*>(message.data());
     for (const Part& part : parts) {
-      std::memcpy(part.data, message.data() + offset, part.bytes);
-      offset += part.bytes;
+      device_.CopyOnDevice(part.data, from, part.bytes, stream);
+      from += part.bytes;
     }
     copy_ns_ += TraceClock() - begin;
     return {};
   }
 
   std::unique_ptr<Communicator> inner_;
+  Device& device_;
   Mode mode_ = Mode::kPass;
   std::map<int, std::deque<Message>> tapes_;
   std::deque<Message>* tape_ = nullptr;
