@@ -1,6 +1,7 @@
 // The NCCL communicator of GPU ranks: device memory, ordered on the CUDA stream of each call, which returns at once.
 // Started calls run on a second stream of the communicator (nccl_started.h), beside what the caller's stream computes.
-// Calls may be captured into a CUDA graph after each has run once outside of one (NCCL connects at first use).
+// Calls may be captured into a CUDA graph after each has run once outside of one: NCCL connects two ranks at their first
+// message, also a started one, and the host of each waits for the other's call meanwhile.
 //
 // A thread watches all communicators: an asynchronous error, or work that has not ended by the deadline, aborts them,
 // so that a host waiting for the stream comes free, and the next call throws Error. Whatever the host does then, the

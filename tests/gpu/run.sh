@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds where a GPU is and runs the whole GPU suite in at most 8 minutes: tests, compute-sanitizer on small cases,
-# benchmark and, where PROGRAM names a latentmesh that runs here, end_to_end.sh. Ends with a table.
-#   [PROGRAM=build/latentmesh] tests/gpu/run.sh [BUILD_FOLDER]
+# Builds where a GPU is and runs the whole GPU suite in at most 12 minutes: tests, compute-sanitizer on small cases,
+# benchmark and, where PROGRAM names a latentmesh that runs here, end_to_end.sh and latents_on_the_move.sh. Ends with a table.
+#   [PROGRAM=build/latentmesh] [RANKS_TEST=build/tests/parallel/mpi_ranks] tests/gpu/run.sh [BUILD_FOLDER]
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=${1:-$root/build-gpu}
@@ -53,6 +53,8 @@ head -n 1 "$build/bench.log"
 if [[ -n ${PROGRAM:-} ]]; then
   step end_to_end 300 "$root/tests/gpu/end_to_end.sh" "$PROGRAM"
   sed -n '/^| what/,$p' "$build/end_to_end.log"
+  step latents_on_the_move 240 "$root/tests/gpu/latents_on_the_move.sh" "$PROGRAM"
+  sed -n '/^| what/,$p' "$build/latents_on_the_move.log"
 else
   note "end to end" "skipped: set PROGRAM"
 fi
