@@ -14,6 +14,7 @@ void BlockExchange::Run(const std::vector<BlockTransfer>& transfers) {
     if (transfer.streamed || !TakesPart(transfer)) continue;
     TraceSpan span("move blocks", static_cast<int64_t>(transfer.blocks.size()));
     for (int64_t layer = 0; layer < cache_.shape().layers; ++layer) MoveLayer(transfer, layer, false);
+    for (int64_t layer = 0; layer < cache_.shape().layers; ++layer) PassOn(transfer, layer);
   }
   if (bytes_ == 0) return;
   stream_.Synchronize();
@@ -26,19 +27,20 @@ void BlockExchange::StartLayer(const std::vector<BlockTransfer>& transfers, int6
     if (!transfer.streamed || !TakesPart(transfer)) continue;
     TraceSpan span("hand over layer", layer);
     MoveLayer(transfer, layer, true);
-    on_their_way_ = true;
+    on_their_way_.emplace_back(&transfer, layer);
   }
 }
 
 void BlockExchange::FinishLayers() {
-  if (!on_their_way_) return;
+  if (on_their_way_.empty()) return;
   TraceSpan span("wait for handed layers");
   dp_.Finish();
-  on_their_way_ = false;
+  for (const auto& [transfer, layer] : on_their_way_) PassOn(*transfer, layer);
+  on_their_way_.clear();
 }
 
-// Neighbouring blocks that stay neighbours travel as one message.
-void BlockExchange::MoveLayer(const BlockTransfer& transfer, int64_t layer, bool start_only) {
+template <typename Visit>
+void BlockExchange::EachPart(const BlockTransfer& transfer, int64_t layer, const Visit& visit) const {
   const std::vector<BlockCopy>& blocks = transfer.blocks;
   const bool sends = transfer.from_shard == dp_.rank();
   const auto follows = [](const BlockCopy& a, const BlockCopy& b) { return b.from == a.from + 1 && b.to == a.to + 1; };
@@ -46,14 +48,28 @@ void BlockExchange::MoveLayer(const BlockTransfer& transfer, int64_t layer, bool
     end = begin + 1;
     while (end < blocks.size() && follows(blocks[end - 1], blocks[end])) ++end;
     const LatentKvCache::Slice first = cache_.SliceOf(layer, sends ? blocks[begin].from : blocks[begin].to);
-    const size_t bytes = first.bytes * (end - begin);
-    const int peer = sends ? transfer.to_shard : transfer.from_shard;
-    const size_t out = sends ? bytes : 0;
-    if (start_only) dp_.StartSendRecv(first.data, out, peer, first.data, bytes - out, peer, stream_);
-    else if (sends) dp_.Send(first.data, bytes, peer, stream_);
-    else dp_.Recv(first.data, bytes, peer, stream_);
-    bytes_ += bytes;
+    visit(Part{first.data, first.bytes * (end - begin)});
   }
+}
+
+// Each part is a message of the layer's owner.
+void BlockExchange::MoveLayer(const BlockTransfer& transfer, int64_t layer, bool start_only) {
+  const bool sends = transfer.from_shard == dp_.rank();
+  const int peer = sends ? transfer.to_shard : transfer.from_shard;
+  EachPart(transfer, layer, [&](const Part& part) {
+    bytes_ += part.bytes;
+    if (!Owns(layer)) return;
+    const size_t out = sends ? part.bytes : 0;
+    if (start_only) dp_.StartSendRecv(part.data, out, peer, part.data, part.bytes - out, peer, stream_);
+    else if (sends) dp_.Send(part.data, part.bytes, peer, stream_);
+    else dp_.Recv(part.data, part.bytes, peer, stream_);
+  });
+}
+
+// What this shard received goes from the layer's owner to the other replicas.
+void BlockExchange::PassOn(const BlockTransfer& transfer, int64_t layer) {
+  if (replicas_ == nullptr || transfer.to_shard != dp_.rank()) return;
+  EachPart(transfer, layer, [&](const Part& part) { replicas_->Broadcast(part.data, part.bytes, OwnerOf(layer), stream_); });
 }
 
 }  // namespace latentmesh

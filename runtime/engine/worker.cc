@@ -66,7 +66,8 @@ Status Worker::Allocate(const StoredDType& stored) {
   if (setup_.options.sample_on_ranks)
     decode_steps_ = std::make_unique<DecodeSteps>(DecodeSteps::Parts{&setup_, decoder_.get(), collector_.get(), builder_.get(),
                                                                      moe_.get(), cache_.get(), &comms_, &device_, stream_.get()});
-  exchange_ = std::make_unique<BlockExchange>(*cache_, *comms_.dp, *stream_);
+  const bool same_caches = setup_.config.is_mla() && setup_.shard.layout.cp == 1;   // on all tp ranks
+  exchange_ = std::make_unique<BlockExchange>(*cache_, *comms_.dp, same_caches ? comms_.tp.get() : nullptr, *stream_);
   int counted = setup_.options.balance_interval > 0 ? std::max(1, setup_.options.ranks_per_node) : 0;
   if (moe_ != nullptr)
     balancer_ = std::make_unique<RankBalancer>(RankBalancerParts{&weights_, decoder_->AllMoeLayers(), setup_.shard.pp_rank,
