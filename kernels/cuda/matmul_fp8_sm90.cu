@@ -33,9 +33,10 @@ struct Shape {
   static constexpr int kPass = kTileN == 256 ? 128 : kTileN;  // columns at a time: products and sums fill registers
   static constexpr int kThreads = kGroups * 128 + 128;
   static constexpr int kStageBytes = (kTileM + kTileN) * kDepth;
-  static constexpr int kStages = std::min(kMaxStages, 200 * 1024 / kStageBytes);
+  static constexpr int kScaleBytes = (kTileM + 4) * 4;  // of x; begins at a multiple of four rows
   static constexpr int kStagedBytes = kGroups * 4 * 16 * kStagedPitch * 2;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kStagedBytes + 1024;
+  static constexpr int kStages = std::min(kMaxStages, (224 * 1024 - kStagedBytes) / (kStageBytes + kScaleBytes));
+  static constexpr int kSharedBytes = kStages * (kStageBytes + kScaleBytes) + kStagedBytes + 1024;
   static constexpr int kBoxes = kGated ? 2 : kCluster;  // copies that bring a weight tile
 };
 
@@ -54,9 +55,17 @@ struct Fp8Args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+template <typename S>
 struct Pipeline {
   uint64_t *full, *empty;
-  char* memory;
+  char *memory, *scales;
+  bf16* staged;  // results of a warp's 16 rows, one warp after the other
+
+  __device__ Pipeline(char* shared, uint64_t* full, uint64_t* empty) : full(full), empty(empty) {
+    memory = shared + (1024 - SharedAddress(shared) % 1024) % 1024;
+    scales = memory + S::kStages * S::kStageBytes;
+    staged = reinterpret_cast<bf16*>(scales + S::kStages * S::kScaleBytes);
+  }
 };
 
 template <typename S>
@@ -65,7 +74,7 @@ __device__ auto MakeWalker(const Fp8Args& p) {
 }
 
 template <typename S>
-__device__ void RunCopies(const Fp8Args& p, const Pipeline& pipe, const CUtensorMap* x, const CUtensorMap* w,
+__device__ void RunCopies(const Fp8Args& p, const Pipeline<S>& pipe, const CUtensorMap* x, const CUtensorMap* w,
                           const CUtensorMap* up) {
   constexpr int kBoxRows = S::kTileN / S::kBoxes;
   const int rank = S::kCluster == 1 ? 0 : ClusterRank();
@@ -76,9 +85,11 @@ __device__ void RunCopies(const Fp8Args& p, const Pipeline& pipe, const CUtensor
               x_row = tile.row + rank * S::kTileM - p.range.row_begin;
     for (int k0 = 0; k0 < p.k; k0 += kDepth) {
       BarrierWait(&pipe.empty[stage], parity);
-      BarrierExpect(&pipe.full[stage], S::kStageBytes);
+      BarrierExpect(&pipe.full[stage], S::kStageBytes + S::kScaleBytes);
       char* memory = pipe.memory + stage * S::kStageBytes;
       CopyBox(memory, x, k0, x_row, &pipe.full[stage]);
+      CopyBytes(pipe.scales + stage * S::kScaleBytes, p.x_scales + k0 / kDepth * p.x_scale_stride + x_row / 4 * 4,
+                S::kScaleBytes, &pipe.full[stage]);
       memory += S::kTileM * kDepth;
 #pragma unroll
       for (int box = 0; box < S::kBoxes; ++box) {
@@ -153,46 +164,85 @@ __device__ __forceinline__ void StoreStaged(const Fp8Args& p, const float (&sum)
   }
 }
 
+// A value that all lanes share, in a form that tells the compiler so: what follows from it, and what is inside branches
+// on it, may keep to uniform registers.
+__device__ __forceinline__ int Uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+// Descriptor of a matrix with 128-byte swizzle from its low word, which is all that differs between stages.
+__device__ __forceinline__ uint64_t Matrix(uint32_t low) { return uint64_t{0x40000040} << 32 | low; }
+
 template <int kTileN>
-__device__ __forceinline__ void MultiplyStage(float (&products)[kTileN / 2], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void MultiplyStage(float (&products)[kTileN / 2], uint32_t a, uint32_t b) {
   WgmmaFence();
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
+    const uint64_t left = Matrix(a + step * 2), right = Matrix(b + step * 2);
     if constexpr (kTileN == 192) {
-      WgmmaF8N192(products, a + step * 2, b + step * 2, step > 0);
+      WgmmaF8N192(products, left, right, step > 0);
     } else if constexpr (kTileN == 64) {
-      WgmmaF8N64(products, a + step * 2, b + step * 2, step > 0);
+      WgmmaF8N64(products, left, right, step > 0);
     } else {
-      WgmmaF8N128(products, a + step * 2, b + step * 2, step > 0);
+      WgmmaF8N128(products, left, right, step > 0);
     }
   }
   WgmmaCommit();
 }
 
-// One arrival a warp at every block that copies into the stage.
+// The ring of stages as a consumer sees it. Addresses are worked out once, and what all lanes share stays in uniform
+// registers, because what stands between two products of a warpgroup is time in which the tensor cores have only the
+// other one's.
 template <typename S>
-__device__ __forceinline__ void Release(uint64_t* empty) {
-  const int lane = threadIdx.x % 32;
-  if (S::kCluster > 1) {
-    if (lane < S::kCluster) BarrierArriveAt(empty, lane);
-  } else if (lane == 0) {
-    BarrierArrive(empty);
-  }
-}
+struct Ring {
+  uint32_t full, empty;  // barriers; empty: for lane i in the cluster's block i
+  uint32_t x, w;         // low words of the first stage's descriptors
+  int stage = 0, parity = 0;
+  int freed = 0;  // the stage that is given back next
 
-// The scales of a tile: of this lane's two rows of x and of the tile's parts of the weights, read a block ahead.
+  __device__ Ring(const Pipeline<S>& pipe) {
+    const int group = Uniform(threadIdx.x / 128), lane = threadIdx.x % 32;
+    full = SharedAddress(pipe.full);
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(empty)
+                 : "r"(SharedAddress(pipe.empty)), "r"(min(lane, S::kCluster - 1)));
+    x = static_cast<uint32_t>(SwizzledMatrix(pipe.memory + group * 64 * kDepth));
+    w = static_cast<uint32_t>(SwizzledMatrix(pipe.memory + S::kTileM * kDepth));
+  }
+  __device__ __forceinline__ void Wait() const {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n}" ::"r"(full + stage * 8),
+        "r"(parity)
+        : "memory");
+  }
+  // Products of all rows of x with columns kPass * pass ... of the stage's weights.
+  __device__ __forceinline__ void Multiply(float (&products)[S::kPass / 2], int pass) const {
+    const uint32_t offset = stage * (S::kStageBytes / 16);
+    MultiplyStage<S::kPass>(products, x + offset, w + offset + pass * (S::kPass * kDepth / 16));
+  }
+  __device__ __forceinline__ void Next() {
+    if (++stage == S::kStages) stage = 0, parity ^= 1;
+  }
+  // One arrival a warp at every block that copies into the stage.
+  __device__ __forceinline__ void Release() {
+    if (threadIdx.x % 32 < S::kCluster)
+      asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(empty + freed * 8) : "memory");
+    if (++freed == S::kStages) freed = 0;
+  }
+};
+
+// The scales of a tile: this lane's two rows of x, from shared memory, times those of the tile's parts of the weights.
 template <typename S>
 struct Scales {
   const float *x, *w[S::kParts];
-  int x_step, second;  // floats to the next block, and to the other row
-  float x_next[2], w_next[S::kParts], factor[S::kParts][2];
+  float w_next[S::kParts];  // read a block ahead
+  int left;                 // blocks whose scales of the weights have not been read
 
-  __device__ Scales(const Fp8Args& p, int expert, int row, int column) {
-    const int lane = threadIdx.x % 32, last = static_cast<int>(p.x_scale_stride) - 1;
-    const int first = min(row - p.range.row_begin + threadIdx.x / 32 % 4 * 16 + lane / 4, last);  // beyond: not stored
-    x = p.x_scales + first;
-    x_step = last + 1;
-    second = min(8, last - first);
+  __device__ Scales(const Fp8Args& p, const Pipeline<S>& pipe, int expert, int row, int column)
+      : left((p.k + kDepth - 1) / kDepth) {
+    const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
+    x = reinterpret_cast<const float*>(pipe.scales) + (row - p.range.row_begin) % 4 + group * 64 +
+        threadIdx.x / 32 % 4 * 16 + lane / 4;
     const DeviceWeight<f8> from_w = p.w.Batch(expert), from_up = S::kGated ? p.up.Batch(expert) : p.w;
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) {
@@ -201,65 +251,64 @@ struct Scales {
       const int n = min(column + part % kOfWeight * S::kPartColumns, p.range.n - 1);
       w[part] = from.scales + (n + from.row_offset) / 128 * from.scale_cols + from.col_offset / 128;
     }
-    Load();
+    Advance();
   }
-  // Those of the next block.
-  __device__ __forceinline__ void Load() {
-    x_next[0] = x[0];
-    x_next[1] = x[second];
-    x += x_step;
+  __device__ __forceinline__ void Advance() {
+    if (left-- <= 0) return;
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) w_next[part] = *w[part]++;
   }
-  // What Load has read becomes the factors.
-  __device__ __forceinline__ void Turn() {
+  __device__ __forceinline__ void TakeWeights(float (&to)[S::kParts]) {
 #pragma unroll
-    for (int part = 0; part < S::kParts; ++part) {
-      factor[part][0] = x_next[0] * w_next[part];
-      factor[part][1] = x_next[1] * w_next[part];
-    }
+    for (int part = 0; part < S::kParts; ++part) to[part] = w_next[part];
+    Advance();
+  }
+};
+
+// Of one block of 128 columns of x.
+template <typename S>
+struct Factors {
+  float x[2], w[S::kParts];
+
+  // Reads what the products' end will ask for; the stage is full.
+  __device__ __forceinline__ void Load(Scales<S>& scales, int stage) {
+    const float* from = scales.x + stage * (S::kScaleBytes / 4);
+    x[0] = from[0];
+    x[1] = from[8];
+    scales.TakeWeights(w);
   }
   // sum[kFirst ...] += products, scaled
   template <int kFirst, int kCount>
   __device__ __forceinline__ void Add(const float (&products)[kCount], float (&sum)[S::kTileN / 2]) const {
+    constexpr int kOfPart = S::kPartColumns / 2;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
-      constexpr int kOfPart = S::kPartColumns / 2;
-      sum[kFirst + j] = fmaf(products[j], factor[(kFirst + j) / kOfPart][j / 2 % 2], sum[kFirst + j]);
+      const float factor = x[j / 2 % 2] * w[(kFirst + j) / kOfPart];
+      sum[kFirst + j] = fmaf(products[j], factor, sum[kFirst + j]);
     }
-  }
-};
-
-struct Place {  // in the ring of stages
-  int stage = 0, parity = 0;
-  template <typename S>
-  __device__ __forceinline__ void Next() {
-    if (++stage == S::kStages) stage = 0, parity ^= 1;
   }
 };
 
 // All of a tile's columns at a time; the next block's products are under way while the last ones are scaled and added.
 template <typename S>
-__device__ __forceinline__ void MultiplyAhead(const Pipeline& pipe, int blocks, Scales<S>& scales,
-                                              Place& place, float (&sum)[S::kTileN / 2]) {
-  const int group = threadIdx.x / 128;
-  float even[S::kTileN / 2], odd[S::kTileN / 2];
-  Place done = place;
-  int block = 0;
-  auto start = [&](float (&products)[S::kTileN / 2]) {
-    BarrierWait(&pipe.full[place.stage], place.parity);
-    const char* memory = pipe.memory + place.stage * S::kStageBytes;
-    MultiplyStage<S::kTileN>(products, SwizzledMatrix(memory + group * 64 * kDepth),
-                             SwizzledMatrix(memory + S::kTileM * kDepth));
-    place.template Next<S>();
+__device__ __forceinline__ void MultiplyAhead(Ring<S>& ring, int blocks, Scales<S>& scales,
+                                              float (&sum)[S::kTileN / 2]) {
+  struct Block {
+    float products[S::kTileN / 2];
+    Factors<S> factors;
   };
-  auto finish = [&](float (&products)[S::kTileN / 2]) {
-    PinRegisters(products);
-    Release<S>(&pipe.empty[done.stage]);
-    done.template Next<S>();
-    scales.Turn();
-    if (++block < blocks) scales.Load();
-    scales.template Add<0>(products, sum);
+  Block even, odd;
+  auto start = [&](Block& block) {
+    ring.Wait();
+    ring.Multiply(block.products, 0);
+    block.factors.Load(scales, ring.stage);
+    ring.Next();
+  };
+  auto finish = [&](Block& block) {
+    PinRegisters(block.products);
+    PinRegisters(block.factors.x);  // read before the stage is given back
+    ring.Release();
+    block.factors.template Add<0>(block.products, sum);
     PinRegisters(sum);
   };
   start(even);
@@ -286,53 +335,50 @@ __device__ __forceinline__ void MultiplyAhead(const Pipeline& pipe, int blocks, 
 
 // As many columns at a time as registers for products are left.
 template <typename S>
-__device__ __forceinline__ void MultiplyInPasses(const Pipeline& pipe, int blocks, Scales<S>& scales,
-                                                 Place& place, float (&sum)[S::kTileN / 2]) {
-  const int group = threadIdx.x / 128;
+__device__ __forceinline__ void MultiplyInPasses(Ring<S>& ring, int blocks, Scales<S>& scales,
+                                                 float (&sum)[S::kTileN / 2]) {
   float products[S::kPass / 2];
-  auto pass = [&](auto index, const char* memory, int block) {
+  Factors<S> factors;
+  auto pass = [&](auto index) {
     constexpr int kIndex = decltype(index)::value;
-    MultiplyStage<S::kPass>(products, SwizzledMatrix(memory + group * 64 * kDepth),
-                            SwizzledMatrix(memory + (S::kTileM + kIndex * S::kPass) * kDepth));
-    if (kIndex == 0 && block + 1 < blocks) scales.Load();
+    ring.Multiply(products, kIndex);
+    if (kIndex == 0) factors.Load(scales, ring.stage);
     WgmmaWait<0>();
     PinRegisters(products);
-    if ((kIndex + 1) * S::kPass == S::kTileN) Release<S>(&pipe.empty[place.stage]);
-    scales.template Add<kIndex * S::kPass / 2>(products, sum);
+    PinRegisters(factors.x);  // read before the stage is given back
+    if ((kIndex + 1) * S::kPass == S::kTileN) ring.Release();
+    factors.template Add<kIndex * S::kPass / 2>(products, sum);
   };
   for (int block = 0; block < blocks; ++block) {
-    scales.Turn();
-    BarrierWait(&pipe.full[place.stage], place.parity);
-    const char* memory = pipe.memory + place.stage * S::kStageBytes;
-    pass(std::integral_constant<int, 0>(), memory, block);
-    if constexpr (S::kPass < S::kTileN) pass(std::integral_constant<int, 1>(), memory, block);
-    place.template Next<S>();
+    ring.Wait();
+    pass(std::integral_constant<int, 0>());
+    if constexpr (S::kPass < S::kTileN) pass(std::integral_constant<int, 1>());
+    ring.Next();
   }
 }
 
 template <typename B, typename S>
-__device__ void RunProducts(const Fp8Args& p, const Pipeline& pipe) {
+__device__ void RunProducts(const Fp8Args& p, const Pipeline<S>& pipe) {
   const int group = threadIdx.x / 128, rank = S::kCluster == 1 ? 0 : ClusterRank();
   const int blocks = (p.k + kDepth - 1) / kDepth;
-  Place place;
+  Ring<S> ring(pipe);
   float sum[S::kTileN / 2];
   const bool alone = p.bias == nullptr && !p.accumulate;
   const bool plain = alone && p.range.n % 2 == 0 && p.out_stride % 2 == 0 &&
                      reinterpret_cast<uint64_t>(p.out) % (2 * sizeof(B)) == 0;
   const bool staged = sizeof(B) == 2 && alone && p.range.n % 8 == 0 && p.out_stride % 8 == 0 &&
                       reinterpret_cast<uint64_t>(p.out) % 16 == 0;
-  bf16* mine =
-      reinterpret_cast<bf16*>(pipe.memory + S::kStages * S::kStageBytes) + threadIdx.x / 32 * 16 * kStagedPitch;
+  bf16* mine = pipe.staged + threadIdx.x / 32 * 16 * kStagedPitch;
   auto tile = MakeWalker<S>(p);
-  while (tile.Next()) {
+  while (Uniform(tile.Next())) {
     const int row = tile.row + rank * S::kTileM + group * 64;
-    Scales<S> scales(p, tile.expert, row, tile.column);
+    Scales<S> scales(p, pipe, tile.expert, row, tile.column);
 #pragma unroll
     for (int i = 0; i < S::kTileN / 2; ++i) sum[i] = 0;
     if constexpr (S::kAhead) {
-      MultiplyAhead<S>(pipe, blocks, scales, place, sum);
+      MultiplyAhead<S>(ring, blocks, scales, sum);
     } else {
-      MultiplyInPasses<S>(pipe, blocks, scales, place, sum);
+      MultiplyInPasses<S>(ring, blocks, scales, sum);
     }
     if (staged) {
       StoreStaged<S>(p, sum, mine, row, tile.end, tile.column);
@@ -352,7 +398,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char shared[];
   __shared__ uint64_t full[kMaxStages], empty[kMaxStages];
-  const Pipeline pipe{full, empty, shared + (1024 - SharedAddress(shared) % 1024) % 1024};
+  const Pipeline<S> pipe(shared, full, empty);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       BarrierInit(&full[i], 1);
@@ -362,7 +408,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   }
   __syncthreads();
   if (S::kCluster > 1) ClusterSync();
-  if (threadIdx.x >= S::kGroups * 128) {
+  if (Uniform(threadIdx.x / 128) == S::kGroups) {
     RegistersDown<40>();
     if (threadIdx.x == S::kGroups * 128) RunCopies<S>(p, pipe, &x, &w, &up);
   } else {
@@ -445,7 +491,8 @@ bool LaunchMatmulFp8Sm90(const Matmul& p, const Workspace& workspace, cudaStream
                      p.k % 8 == 0;
   if (!shape || p.w.view.dtype != DType::kF8E4M3 || !WeightFits(p.w, p.k) || !WeightFits(p.up, p.k)) return false;
   if (p.gated() && p.up.data_stride != p.w.data_stride) return false;
-  const int64_t most = MostQuantisedRows(p.k, workspace);  // at a time
+  // At a time. Copies of scales reach up to two tiles and four rows beyond the last row.
+  const int64_t most = MostQuantisedRows(p.k, {workspace.data, workspace.bytes - 4096});
   if (most == 0) return false;
   for (int64_t begin = 0; begin < p.m; begin += most) {
     const int64_t rows = std::min(most, p.m - begin);

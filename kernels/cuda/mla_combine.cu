@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float weights[kMaxSplits];
   __shared__ float scratch[32];
   __shared__ float sums[kWarps][kColumns];
+  LetNextKernelStart();
   WaitForEarlierKernels();  // launched ahead: until the splits are there
   const int64_t row = blockIdx.x, token = row / out.heads, head = row % out.heads;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = static_cast<int>(out.dim);

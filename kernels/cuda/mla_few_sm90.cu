@@ -424,12 +424,13 @@ __global__ void __launch_bounds__(kThreads, 1) MlaFewKernel(const __grid_constan
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(128) char memory[];
   const Shared s(memory);
+  if (threadIdx.x < kStages) BarrierInit(&s.full[threadIdx.x], 1);
+  if (threadIdx.x < kStages) BarrierInitFence();
+  WaitForEarlierKernels();
   const Place place(p, kFewRows);
   if (place.rows == 0) return;
   const Run run(place);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x < kStages) BarrierInit(&s.full[threadIdx.x], 1);
-  if (threadIdx.x < kStages) BarrierInitFence();
   if (warp < 2) LeaveRope(p, place, s, warp);
   __syncthreads();
   const int chunk = threadIdx.x;
@@ -487,8 +488,7 @@ bool LaunchMlaFew(const MlaAttentionParams& p, const Workspace& workspace, cudaS
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(partials.splits),
                   static_cast<unsigned>(batch.sequences));
   Check(cudaFuncSetAttribute(MlaFewKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaFew");
-  MlaFewKernel<<<grid, kThreads, kSharedBytes, stream>>>(args);
-  CheckLaunch("MlaFew");
+  LaunchAhead(MlaFewKernel, grid, kThreads, kSharedBytes, stream, args);
   if (partials.splits > 1) LaunchMergeSplits(p.out, p.lse, partials, stream);
   return true;
 }

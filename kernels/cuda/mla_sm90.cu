@@ -24,16 +24,18 @@ void LaunchKernel(Kernel kernel, unsigned cluster_blocks, dim3 grid, const mla::
                   cudaStream_t stream) {
   constexpr int kSharedBytes = sizeof(mla::Shared) + 1024;
   Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "MlaSm90");
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {cluster_blocks, 1, 1};
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {cluster_blocks, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = mla::kConsumers + 128;
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = MayLaunchAhead(stream) ? 2 : 1;
   Check(cudaLaunchKernelEx(&config, kernel, args, map), "MlaSm90");
 }
 

@@ -513,6 +513,17 @@ __global__ void __launch_bounds__(kConsumers + 128, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory + (1024 - SharedAddress(memory) % 1024) % 1024);
+  if (threadIdx.x == 0) {
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      for (int part = 0; part < 2; ++part) {
+        BarrierInit(&s.full[buffer][part], kFp8 ? 128 : 1);
+        BarrierInit(&s.empty[buffer][part], 4 * kCluster);
+      }
+    }
+    PrefetchMap(&map);
+    BarrierInitFence();
+  }
+  WaitForEarlierKernels();
   const Place place(p);
   if (place.tile_begin >= place.tile_end) {  // nothing to see here: an empty split, or rows without keys
     const int row = threadIdx.x;
@@ -523,16 +534,6 @@ __global__ void __launch_bounds__(kConsumers + 128, 1)
                 place.Head(p, row) * p.out.head_stride;
     for (int i = 0; i < kLatent; ++i) out[i] = FromFloat<bf16>(0.f);
     return;
-  }
-  if (threadIdx.x == 0) {
-    for (int buffer = 0; buffer < 2; ++buffer) {
-      for (int part = 0; part < 2; ++part) {
-        BarrierInit(&s.full[buffer][part], kFp8 ? 128 : 1);
-        BarrierInit(&s.empty[buffer][part], 4 * kCluster);
-      }
-    }
-    PrefetchMap(&map);
-    BarrierInitFence();
   }
   __syncthreads();
   if (kCluster > 1) ClusterSync();  // barriers are ready: copies begin while the queries are loaded
