@@ -36,8 +36,8 @@ __device__ __forceinline__ void QuantiseGroup(const Pack<bf16, kNumbers>& pack, 
 
 __global__ void __launch_bounds__(kThreads)
     QuantiseKernel(const bf16* x, int64_t x_stride, uint32_t rows, uint32_t cols, QuantisedRows to) {
-  LetNextKernelStart();  // a product may begin with its weights
   WaitForEarlierKernels();
+  LetNextKernelStart();  // a product may begin with its weights, and with offsets that earlier kernels have written
   const uint32_t groups = static_cast<uint32_t>(to.row_bytes / kQuantGroup);
   Pack<bf16, kNumbers> packs[kGroups];
   uint32_t row[kGroups], group[kGroups];  // group ~0: none
