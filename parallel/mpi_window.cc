@@ -16,8 +16,10 @@
 namespace latentmesh {
 namespace {
 
+constexpr size_t kLine = 64;
+
 // The first line of each part.
-struct alignas(64) Arrivals {
+struct alignas(kLine) Arrivals {
   std::atomic<uint64_t> count;             // barriers this rank has come to
   // Those of the first rank are everybody's:
   std::atomic<uint64_t> total;             // arrivals of all ranks at all barriers
@@ -57,7 +59,7 @@ class MpiWindow : public SharedWindow {
     MPI_Comm_free(&block);
     int size = 0;
     MPI_Comm_size(local_, &size);
-    return size == this->size() && MakeWindow(sizeof(Arrivals) + (bytes + 63) / 64 * 64);
+    return size == this->size() && MakeWindow(sizeof(Arrivals) + (bytes + kLine - 1) / kLine * kLine);
   }
 
   int rank() const override { return site_.rank - first_; }
@@ -83,19 +85,25 @@ class MpiWindow : public SharedWindow {
     MPI_Info_set(info, "alloc_shared_noncontig", "true");     // each rank's part on its own pages
     MPI_Comm_set_errhandler(local_, MPI_ERRORS_RETURN);
     char* mine = nullptr;
-    int rc = MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes), 1, info, local_, &mine, &window_);
+    int rc = MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes + kLine), 1, info, local_, &mine, &window_);
     MPI_Info_free(&info);
     if (rc != MPI_SUCCESS) {
       window_ = MPI_WIN_NULL;
       return false;
     }
-    std::memset(mine, 0, bytes);                              // pages lie near the rank that touches them first
+    std::memset(mine, 0, bytes + kLine);                      // pages lie near the rank that touches them first
     for (int r = 0; r < size(); ++r) {
       MPI_Aint length = 0;
       int unit = 0;
       CheckMpi(MPI_Win_shared_query(window_, r, &length, &unit, &parts_[r]), site_, "MPI_Win_shared_query");
+      parts_[r] = ToLine(parts_[r]);
     }
     return true;
+  }
+
+  // MPI promises no more than an element's alignment. All ranks map the same pages, so that they find the same line.
+  static char* ToLine(char* part) {
+    return part + (kLine - reinterpret_cast<uintptr_t>(part) % kLine) % kLine;
   }
 
   Arrivals& arrivals(int rank) { return *reinterpret_cast<Arrivals*>(parts_[rank]); }

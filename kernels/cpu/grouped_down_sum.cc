@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/cpu_ops_list.h"
 #include "kernels/cpu/product.h"
+#include "kernels/cpu/wire_rows.h"
 
 namespace latentmesh::cpu {
 namespace {
@@ -45,14 +46,12 @@ void AddProduct(const GroupedDownSumParams& p, const Product& product, int64_t s
 }
 
 void WriteColumns(const TensorView& out, const Columns& c) {
+  const float one = 1;
+  const bool stream = OutgrowsCaches(out);
   for (int64_t r = 0; r < out.rows(); ++r) {
-    const float* sums = c.sums + r * c.cols();
-    const int64_t at = r * out.row_stride + c.begin;
-    if (out.dtype == DType::kF32) {
-      std::memcpy(out.f32() + at, sums, static_cast<size_t>(c.cols()) * sizeof(float));
-    } else {
-      Kernels().to_bf16(sums, out.as<uint16_t>() + at, c.cols());
-    }
+    const void* sums = c.sums + r * c.cols();
+    char* to = out.as<char>() + static_cast<size_t>(r * out.row_stride + c.begin) * DTypeSize(out.dtype);
+    SumWireRows({&sums, &one, 1, DType::kF32, out.dtype, to, c.cols(), false, stream});
   }
 }
 

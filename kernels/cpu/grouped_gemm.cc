@@ -77,8 +77,8 @@ ProductInput GatherInput(CpuContext& context, const GatherGateUpParams& p, int64
   const int64_t cols = p.rows.cols, count = end - begin;
   float* x = context.Scratch(ScratchSlot::kInput, count * cols);
   context.pool().ParallelFor(count, RowGrain(cols), [&](int64_t i, int64_t last, int) {
-    for (; i < last; ++i)
-      DecodeWireRow(static_cast<const char*>(p.rows.rows[p.source[begin + i]]), {p.rows.dtype, cols}, x + i * cols);
+    auto row = [&](int64_t slot) { return static_cast<const char*>(p.rows.rows[p.source[begin + slot]]); };
+    for (; i < last; ++i) DecodeWireRow(row(i), {p.rows.dtype, cols}, x + i * cols, i + 1 < last ? row(i + 1) : nullptr);
   });
   return ReadProductInput(context, TensorView(x, DType::kF32, {count, cols}), p.gate.first);
 }

@@ -180,5 +180,33 @@ TEST_P(GroupedRows, DownSumOfManyRows) {
   EXPECT_LT(RelativeError(out, expected), kBound);
 }
 
+// So many results that they go past the caches, to rows that begin a line and to such that do not.
+TEST_P(GroupedRows, DownSumPastTheCaches) {
+  Random random(35);
+  const Bank w(random, DType::kF32, 0, 1, 1024, 3);
+  const std::vector<int32_t> offsets{0, 2100};
+  std::vector<int32_t> source;
+  std::vector<float> weights;
+  for (int32_t i = 0; i < 2100; ++i) source.push_back(2099 - i), weights.push_back(random.Normal());
+  const Rows x = RandomRows(random, 2100, 3);
+  Rows expected(DType::kF32, 2100, 1024);
+  reference().GroupedDownSum({x.view(), source.data(), weights.data(), offsets.data(), w.view(), expected.view()}, stream());
+  for (DType to : {DType::kF32, DType::kBF16}) {
+    Tensor memory(&ops().device(), to, {2101, 1024});
+    for (int64_t shift : {0, 8}) {
+      const TensorView out(memory.view.as<char>() + shift * static_cast<int64_t>(DTypeSize(to)), to, {2100, 1024});
+      ASSERT_TRUE(OutgrowsCaches(out));
+      ops().GroupedDownSum({x.view(), source.data(), weights.data(), offsets.data(), w.view(), out}, stream());
+      for (int64_t r = 0; r < 2100; ++r) {
+        for (int64_t c = 0; c < 1024; ++c) {
+          const float number = to == DType::kF32 ? out.f32()[r * 1024 + c] : BF16ToFloat(out.as<uint16_t>()[r * 1024 + c]);
+          const float wanted = expected.view().f32()[r * 1024 + c];
+          ASSERT_NEAR(number, wanted, std::abs(wanted) * (to == DType::kF32 ? 1e-5 : 0x1p-8) + 1e-5) << r << " " << c;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace latentmesh::test

@@ -136,7 +136,18 @@ struct RecordArgs {
 };
 constexpr int64_t kMostGroup = 4;
 
-// out = or += sum over r of weights[r] * rows[r]: rows and out [n] of f32 or bf16, in order of r.
+// out [n] from codes and a scale for each 128 of them. `next`, if any: fetched meanwhile, as many bytes.
+struct F8ToFloatArgs {
+  const uint8_t* codes;
+  const float* scales;
+  float* out;
+  int64_t n;
+  const void* next;
+};
+
+// out = or += sum over r of weights[r] * rows[r]: rows and out [n] of f32 or bf16, in order of r. With `stream`, for
+// rows in the caches, whole lines of out go to memory past the caches, where its first number begins a line; other threads
+// see them once they see what is written after the call.
 struct SumRowsArgs {
   const void* const* rows;  // [count]
   const float* weights;     // [count]
@@ -144,6 +155,7 @@ struct SumRowsArgs {
   void* out;
   int64_t n;
   bool accumulate;
+  bool stream = false;
 };
 
 struct KernelTable {
@@ -174,7 +186,7 @@ struct KernelTable {
   void (*to_bf16)(const float* source, uint16_t* target, int64_t n);
   // Codes and a scale for each 128 numbers (the largest of them becomes 448).
   void (*to_f8)(const float* source, uint8_t* codes, float* scales, int64_t n);
-  void (*f8_to_float)(const uint8_t* codes, const float* scales, float* target, int64_t n);
+  void (*f8_to_float)(const F8ToFloatArgs&);
   void (*sum_rows[2][2])(const SumRowsArgs&);  // [rows are bf16][out is bf16]
   // Multiply-adds in registers only, for measuring the machine: `rounds` times fma_flops operations.
   float (*fma_burn)(int64_t rounds);

@@ -43,6 +43,33 @@ static inline void LoadPair(const F8* p, Vec& low, Vec& high) {
   low = {_mm256_cvtph_ps(_mm256_castsi256_si128(fixed))};
   high = {_mm256_cvtph_ps(_mm256_extracti128_si256(fixed, 1))};
 }
+static inline bool HasNan(const F8* p) {
+  const __m256i largest = _mm256_set1_epi8(0x7f);
+  __m256i found = _mm256_setzero_si256();
+  for (int64_t i = 0; i < kF8Run; i += 32) {
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i));
+    found = _mm256_or_si256(found, _mm256_cmpeq_epi8(_mm256_and_si256(codes, largest), largest));
+  }
+  return _mm256_movemask_epi8(found) != 0;
+}
+static inline Vec LoadFinite(const F8* p) {
+  const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m256i kept = _mm256_set1_epi32(static_cast<int>(0x87f00000));
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(wide, 20), kept))};
+}
+// Codes of numbers up to 448 in magnitude, as RoundToF8 (wire_kernels.inl) for these.
+static inline void StoreF8(uint8_t* p, Vec x) {
+  const __m256i bits = _mm256_castps_si256(x.v), magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+  const __m256i half = _mm256_add_epi32(magnitude, _mm256_set1_epi32(0x7ffff - 0x3c000000));
+  const __m256i normal = _mm256_srli_epi32(_mm256_add_epi32(half, odd), 20);
+  const __m256i sum = _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(16384.0f)));
+  const __m256i small = _mm256_sub_epi32(sum, _mm256_set1_epi32(0x46800000));
+  const __m256i code = _mm256_blendv_epi8(normal, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), magnitude));
+  const __m256i all = _mm256_or_si256(code, _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80)));
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
 // Six bytes; every 32-bit lane gets the three bytes of its four numbers and shifts its own down.
 static inline Vec Load(const SixBit* p) {
   uint32_t low;
@@ -75,6 +102,17 @@ static inline __m128i ToBf16Bits(Vec a) {
   return _mm256_castsi256_si128(packed);
 }
 static inline void StoreBf16(Bf16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), ToBf16Bits(a)); }
+static inline void StoreBf16(Bf16* p, Vec a, Vec b) {
+  StoreBf16(p, a);
+  StoreBf16(p + kLanes, b);
+}
+// Past the caches, to whole lines; EndStream before others may be told.
+static inline void Stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
+static inline void StreamBf16(Bf16* p, Vec a, Vec b) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), ToBf16Bits(a));
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p + kLanes), ToBf16Bits(b));
+}
+static inline void EndStream() { _mm_sfence(); }
 static inline void StorePartial(float* p, Vec a, int64_t n) {
   float padded[kLanes];
   Store(padded, a);

@@ -1,4 +1,4 @@
-// Vectors of 16 floats with AVX-512 (F, BW, DQ, VL); see simd_portable.h.
+// Vectors of 16 floats with AVX-512 (F, BW, DQ, VL, BF16); see simd_portable.h.
 #pragma once
 
 #include <immintrin.h>
@@ -48,6 +48,29 @@ static inline void LoadPair(const F8* p, Vec& low, Vec& high) {
   low = {_mm512_cvtph_ps(_mm512_castsi512_si256(half))};
   high = {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
 }
+static inline bool HasNan(const F8* p) {
+  const __m512i largest = _mm512_set1_epi8(0x7f);
+  const __m512i low = _mm512_and_si512(_mm512_loadu_si512(p), largest);
+  const __m512i high = _mm512_and_si512(_mm512_loadu_si512(p + 64), largest);
+  return (_mm512_cmpeq_epi8_mask(low, largest) | _mm512_cmpeq_epi8_mask(high, largest)) != 0;
+}
+static inline Vec LoadFinite(const F8* p) {
+  const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m512i kept = _mm512_set1_epi32(static_cast<int>(0x87f00000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(wide, 20), kept))};
+}
+// Codes of numbers up to 448 in magnitude, as RoundToF8 (wire_kernels.inl) for these.
+static inline void StoreF8(uint8_t* p, Vec x) {
+  const __m512i bits = _mm512_castps_si512(x.v), magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(magnitude, _mm512_set1_epi32(0x7ffff - 0x3c000000));
+  const __m512i normal = _mm512_srli_epi32(_mm512_add_epi32(half, odd), 20);
+  const __m512i small = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(16384.0f)));
+  const __mmask16 is_small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
+  const __m512i code = _mm512_mask_sub_epi32(normal, is_small, small, _mm512_set1_epi32(0x46800000));
+  const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_or_si512(code, sign)));
+}
 // Twelve bytes; every 32-bit lane gets the three bytes of its four numbers and shifts its own down.
 static inline Vec Load(const SixBit* p) {
   const __m512i bytes = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(0xfff, p));
@@ -77,6 +100,15 @@ static inline __m256i ToBf16Bits(Vec a) {
   return _mm512_cvtepi32_epi16(result);
 }
 static inline void StoreBf16(Bf16* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ToBf16Bits(a)); }
+// Two vectors at once. As above, but that numbers below 2^-126 become zeros.
+static inline __m512i ToBf16Bits(Vec a, Vec b) { return (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v); }
+static inline void StoreBf16(Bf16* p, Vec a, Vec b) { _mm512_storeu_si512(p, ToBf16Bits(a, b)); }
+// Past the caches, to whole lines; EndStream before others may be told.
+static inline void Stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }
+static inline void StreamBf16(Bf16* p, Vec a, Vec b) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), ToBf16Bits(a, b));
+}
+static inline void EndStream() { _mm_sfence(); }
 static inline void StorePartial(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, FirstLanes(n), a.v); }
 static inline Vec Add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Vec Sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -48,6 +48,23 @@ static inline Vec Load(const F8* p) {
   const Float4 scaled = (Float4)(magnitude << 20) * 0x1p112f;
   return {(Float4)(((UInt4)scaled | nan) | sign)};
 }
+static inline bool HasNan(const F8* p) {
+  bool found = false;
+  for (int64_t i = 0; i < kF8Run; ++i) found |= (p[i].bits & 0x7fu) == 0x7fu;
+  return found;
+}
+static inline Vec LoadFinite(const F8* p) {
+  const UInt4 b = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
+  return {(Float4)((b & 0x7fu) << 20 | (b & 0x80u) << 24)};
+}
+// Codes of numbers up to 448 in magnitude, as RoundToF8 (wire_kernels.inl) for these.
+static inline void StoreF8(uint8_t* p, Vec x) {
+  const UInt4 bits = (UInt4)x.v, magnitude = bits & 0x7fffffffu;
+  const UInt4 normal = (magnitude + 0x7ffffu + ((magnitude >> 20) & 1u) - 0x3c000000u) >> 20;
+  const UInt4 small = (UInt4)((Float4)magnitude + 16384.0f) - 0x46800000u, is_small = (UInt4)(magnitude < 0x3c800000u);
+  const UInt4 code = (small & is_small) | (normal & ~is_small) | ((bits >> 24) & 0x80u);
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(code[i]);
+}
 static inline Vec Load(const SixBit* p) {
   const uint32_t packed = p[0].bits | static_cast<uint32_t>(p[1].bits) << 8 | static_cast<uint32_t>(p[2].bits) << 16;
   const UInt4 shift = {0, 6, 12, 18}, codes = (UInt4{packed, packed, packed, packed} >> shift) & 63u;
@@ -66,6 +83,14 @@ static inline void StoreBf16(Bf16* p, Vec a) {
   const UInt4 rounded = (bits + 0x7fffu + (high & 1u)) >> 16, result = (rounded & ~nan) | ((high | 0x40u) & nan);
   for (int i = 0; i < kLanes; ++i) p[i].bits = static_cast<uint16_t>(result[i]);
 }
+static inline void StoreBf16(Bf16* p, Vec a, Vec b) {
+  StoreBf16(p, a);
+  StoreBf16(p + kLanes, b);
+}
+// Elsewhere past the caches.
+static inline void Stream(float* p, Vec a) { Store(p, a); }
+static inline void StreamBf16(Bf16* p, Vec a, Vec b) { StoreBf16(p, a, b); }
+static inline void EndStream() {}
 static inline void StorePartial(float* p, Vec a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
 }

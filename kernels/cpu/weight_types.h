@@ -22,5 +22,8 @@ struct SixBit {
 
 // Vector loads of F8 read the code as an f16 and come out smaller by 2^-8; scales are multiplied with this instead.
 constexpr float kF8Unit = 256.0f;
+// LoadFinite puts the code where an f32 has exponent and fraction, which comes out smaller by 2^-120.
+constexpr float kF8FiniteUnit = 0x1p120f;
+constexpr int64_t kF8Run = 128;    // codes that HasNan looks at
 
 }  // namespace latentmesh

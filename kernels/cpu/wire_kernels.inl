@@ -48,6 +48,13 @@ static inline uint32_t LargestMagnitude(const float* in, int64_t n) {
   return largest;
 }
 
+// Whole runs of finite numbers, whose codes need no look at limits.
+static inline void ToF8Run(const float* in, float inverse, uint8_t* codes) {
+  const Vec factor = Set1(inverse);
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < kWireRun; j += kLanes) StoreF8(codes + j, Mul(Load(in + j), factor));
+}
+
 // Runs without a number above 1e-30 become zeros (the inverse of a smaller scale would overflow); NaN stays NaN.
 static void ToF8(const float* in, uint8_t* codes, float* scales, int64_t n) {
   for (int64_t i = 0; i < n; i += kWireRun) {
@@ -55,54 +62,65 @@ static void ToF8(const float* in, uint8_t* codes, float* scales, int64_t n) {
     const float largest = FloatOf(count == kWireRun ? LargestMagnitude(in + i, kWireRun) : LargestMagnitude(in + i, count));
     const float scale = largest > 1e-30f ? largest / 448.0f : 1.0f, inverse = 1.0f / scale;
     scales[i / kWireRun] = scale;
-    if (count == kWireRun) {
-      for (int64_t j = 0; j < kWireRun; ++j) codes[i + j] = RoundToF8(in[i + j] * inverse);
+    if (count == kWireRun && BitsOf(largest) < 0x7f800000u) {
+      ToF8Run(in + i, inverse, codes + i);
     } else {
       for (int64_t j = 0; j < count; ++j) codes[i + j] = RoundToF8(in[i + j] * inverse);
     }
   }
 }
 
-// A run at a time, whole vectors in pairs: rows come from other ranks' memory, whose pages the hardware does not fetch ahead.
-constexpr int64_t kWireAhead = 1024;   // bytes
+static inline void F8RunToFloat(const F8* in, float scale, float* out) {
+  const Vec factor = Set1(scale * kF8FiniteUnit);
+#pragma GCC unroll 8
+  for (int64_t j = 0; j < kWireRun; j += kLanes) Store(out + j, Mul(LoadFinite(in + j), factor));
+}
 
-static void F8ToFloat(const uint8_t* codes, const float* scales, float* out, int64_t n) {
-  const F8* in = reinterpret_cast<const F8*>(codes);
-  for (int64_t begin = 0; begin < n; begin += kWireRun) {
-    const int64_t end = Smaller(begin + kWireRun, n);
-    const Vec scale = Set1(scales[begin / kWireRun] * kF8Unit);
-    __builtin_prefetch(codes + begin + kWireAhead);
-    __builtin_prefetch(codes + begin + kWireAhead + 64);
-    int64_t i = begin;
-    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-      Vec low, high;
-      LoadPair(in + i, low, high);
-      Store(out + i, Mul(low, scale));
-      Store(out + i + kLanes, Mul(high, scale));
-    }
-    for (; i < end; i += kLanes) {
-      const int64_t count = Smaller(kLanes, end - i);
-      StorePartial(out + i, Mul(LoadPartial(in + i, count), scale), count);
-    }
+// Runs cut short, with NaN, or of a scale that the unit above would carry past the largest float.
+static void F8PartToFloat(const F8* in, float scale, float* out, int64_t n) {
+  const Vec factor = Set1(scale * kF8Unit);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t count = Smaller(kLanes, n - i);
+    StorePartial(out + i, Mul(LoadPartial(in + i, count), factor), count);
+  }
+}
+
+static void F8ToFloat(const F8ToFloatArgs& a) {
+  const F8* in = reinterpret_cast<const F8*>(a.codes);
+  const char* next = static_cast<const char*>(a.next == nullptr ? a.codes : a.next);
+  for (int64_t begin = 0; begin < a.n; begin += kWireRun) {
+    const int64_t n = Smaller(kWireRun, a.n - begin);
+    const float scale = a.scales[begin / kWireRun];
+    __builtin_prefetch(next + begin);
+    __builtin_prefetch(next + begin + 64);
+    if (n == kWireRun && scale < 128.0f && !HasNan(in + begin)) F8RunToFloat(in + begin, scale, a.out + begin);
+    else F8PartToFloat(in + begin, scale, a.out + begin, n);
   }
 }
 
 constexpr int kSumVecs = 4;
+constexpr int64_t kSumAhead = 1024;    // bytes: rows lie on pages that the hardware does not fetch ahead
 
+template <bool kStream>
 static inline void StoreSum(float* out, const Vec (&sum)[kSumVecs]) {
 #pragma GCC unroll 4
-  for (int v = 0; v < kSumVecs; ++v) Store(out + v * kLanes, sum[v]);
+  for (int v = 0; v < kSumVecs; ++v) kStream ? Stream(out + v * kLanes, sum[v]) : Store(out + v * kLanes, sum[v]);
 }
+template <bool kStream>
 static inline void StoreSum(Bf16* out, const Vec (&sum)[kSumVecs]) {
 #pragma GCC unroll 4
-  for (int v = 0; v < kSumVecs; ++v) StoreBf16(out + v * kLanes, sum[v]);
+  for (int v = 0; v < kSumVecs; v += 2) {
+    if constexpr (kStream) StreamBf16(out + v * kLanes, sum[v], sum[v + 1]);
+    else StoreBf16(out + v * kLanes, sum[v], sum[v + 1]);
+  }
 }
 static inline void PutNumber(float* out, float x) { *out = x; }
 static inline void PutNumber(Bf16* out, float x) { out->bits = RoundToBf16(x); }
 
-// A few vectors of the result stay in registers while all rows are added.
-template <typename In, typename Out>
-static void SumRows(const SumRowsArgs& a) {
+// A few vectors of the result stay in registers while all rows are added. Returns how many numbers are done. What is
+// streamed comes from the caches; rows to be read from memory end in sums that stay.
+template <typename In, typename Out, bool kStream>
+static int64_t SumWholeVecs(const SumRowsArgs& a) {
   Out* out = static_cast<Out*>(a.out);
   int64_t i = 0;
   for (; i + kSumVecs * kLanes <= a.n; i += kSumVecs * kLanes) {
@@ -112,13 +130,22 @@ static void SumRows(const SumRowsArgs& a) {
     for (int r = 0; r < a.count; ++r) {
       const In* row = static_cast<const In*>(a.rows[r]) + i;
       const Vec weight = Set1(a.weights[r]);
-      for (size_t line = 0; line < kSumVecs * kLanes * sizeof(In); line += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(row) + kWireAhead + line);
+      for (size_t line = 0; !kStream && line < kSumVecs * kLanes * sizeof(In); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + kSumAhead + line);
 #pragma GCC unroll 4
       for (int v = 0; v < kSumVecs; ++v) sum[v] = MulAdd(weight, Load(row + v * kLanes), sum[v]);
     }
-    StoreSum(out + i, sum);
+    StoreSum<kStream>(out + i, sum);
   }
+  if constexpr (kStream) EndStream();
+  return i;
+}
+
+template <typename In, typename Out>
+static void SumRows(const SumRowsArgs& a) {
+  const bool stream = a.stream && reinterpret_cast<uintptr_t>(a.out) % 64 == 0;
+  int64_t i = stream ? SumWholeVecs<In, Out, true>(a) : SumWholeVecs<In, Out, false>(a);
+  Out* out = static_cast<Out*>(a.out);
   for (; i < a.n; i += kLanes) {
     const int64_t count = Smaller(kLanes, a.n - i);
     Vec sum = a.accumulate ? LoadPartial(out + i, count) : Zero();

@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/cpu_context.h"
 #include "kernels/dtype.h"
+#include "kernels/tensor.h"
 
 namespace latentmesh {
 
@@ -18,9 +19,12 @@ struct WireFormat {
 };
 size_t WireRowBytes(const WireFormat& format);
 void EncodeWireRow(const float* x, const WireFormat& format, char* row);
-void DecodeWireRow(const char* row, const WireFormat& format, float* x);
+// `next`, or nullptr: the row that will be decoded after this one. It is fetched meanwhile, since rows lie scattered in
+// memory that other ranks have written.
+void DecodeWireRow(const char* row, const WireFormat& format, float* x, const char* next = nullptr);
 
-// out (+)= sum of weights[r] * rows[r], in order. Rows are f32 or bf16, as is out.
+// out (+)= sum of weights[r] * rows[r], in order. Rows are f32 or bf16, as is out. `stream`: whole lines of out go to memory
+// past the caches (where out begins a line), for results that together outgrow them and that others read later.
 struct WireSum {
   const void* const* rows;
   const float* weights;
@@ -29,8 +33,12 @@ struct WireSum {
   void* out;
   int64_t hidden;
   bool accumulate;
+  bool stream = false;
 };
 void SumWireRows(const WireSum& sum);
+// Whether results that others read after all are written should be streamed: a rank shares the last-level cache with others,
+// so this is a guess from the rank's own part.
+inline bool OutgrowsCaches(const TensorView& results) { return results.bytes() >= size_t{4} << 20; }
 
 // fn(i) for rows [0, n) of `hidden` numbers, on the threads of a CPU device.
 template <typename Function>

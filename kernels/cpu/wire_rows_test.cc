@@ -151,5 +151,72 @@ TEST_F(EachKernelTable, SumsOfRows) {
   }
 }
 
+// Whole lines past the caches, and where out does not begin a line or ends within one.
+TEST_F(EachKernelTable, StreamedSumsAreTheSame) {
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  for (int64_t n : {1, 40, 64, 200, 512}) {
+    const std::vector<float> a = Values(n, 31), b = Values(n, 32), weights = {0.5f, -3};
+    const void* rows[] = {a.data(), b.data()};
+    ForEach([&] {
+      for (DType to : {DType::kF32, DType::kBF16}) {
+        for (size_t shift : {0, 8}) {
+          std::vector<Line> plain(40), streamed(40);
+          std::memset(plain.data(), 0x55, 40 * 64), std::memset(streamed.data(), 0x55, 40 * 64);
+          SumWireRows({rows, weights.data(), 2, DType::kF32, to, plain[0].bytes + shift, n, false, false});
+          SumWireRows({rows, weights.data(), 2, DType::kF32, to, streamed[0].bytes + shift, n, false, true});
+          ASSERT_EQ(std::memcmp(plain.data(), streamed.data(), 40 * 64), 0) << n << " " << shift;
+        }
+      }
+    });
+  }
+}
+
+// NaN, infinity and numbers around the smallest normal one, in each place of a run.
+TEST_F(EachKernelTable, SumsInBf16RoundAsTheScalarConversion) {
+  std::mt19937 random(5);
+  std::vector<float> x(256);
+  const float one = 1;
+  const void* row = x.data();
+  for (int round = 0; round < 50; ++round) {
+    for (float& v : x) {
+      const uint32_t bits = random();
+      std::memcpy(&v, &bits, sizeof v);
+    }
+    ForEach([&] {
+      std::vector<uint16_t> out(x.size());
+      SumWireRows({&row, &one, 1, DType::kF32, DType::kBF16, out.data(), 256, false});
+      for (size_t i = 0; i < x.size(); ++i) {
+        if (std::isnan(x[i])) ASSERT_TRUE(std::isnan(BF16ToFloat(out[i])));
+        else if (std::abs(x[i]) < 0x1p-126f) ASSERT_LE(std::abs(BF16ToFloat(out[i])), 0x1p-126f);
+        else ASSERT_EQ(out[i], FloatToBF16(x[i])) << x[i];
+      }
+    });
+  }
+}
+
+// A code of NaN and a scale so large that codes take the other way.
+TEST_F(EachKernelTable, F8CodesBecomeTheirNumbers) {
+  std::vector<uint8_t> row(WireRowBytes({DType::kF8E4M3, 256}));
+  for (int code = 0; code < 256; ++code) row[static_cast<size_t>(code)] = static_cast<uint8_t>(code);
+  std::vector<float> out(256), scales(2);
+  for (float scale : {1.0f, 0x1.8p-90f, 127.0f, 0x1p100f}) {
+    scales = {scale, scale};
+    std::memcpy(row.data() + 256, scales.data(), 8);
+    for (bool nan : {true, false}) {
+      row[0x7f] = nan ? 0x7f : 0x12, row[0xff] = nan ? 0xff : 0x92;
+      ForEach([&] {
+        DecodeWireRow(reinterpret_cast<const char*>(row.data()), {DType::kF8E4M3, 256}, out.data(), nullptr);
+        for (size_t i = 0; i < 256; ++i) {
+          const float wanted = F8E4M3ToFloat(row[i]) * scale;
+          if (std::isnan(wanted)) ASSERT_TRUE(std::isnan(out[i])) << i;
+          else ASSERT_EQ(out[i], wanted) << i;
+        }
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace latentmesh

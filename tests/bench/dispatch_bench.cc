@@ -13,6 +13,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -27,6 +28,20 @@ namespace latentmesh {
 namespace {
 
 constexpr int kRepeats = 7, kInner = 10;
+
+// Memory as the program's tensors have it: at the beginning of a cache line.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <typename U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+template <typename T>
+using Lines = std::vector<T, LineAllocator<T>>;
 
 struct Problem {
   int64_t tokens = 128, hidden = 7168;
@@ -77,7 +92,8 @@ struct Tokens {
     }
     weights.assign(ids.size(), 1.0f / static_cast<float>(problem.top_k));
   }
-  std::vector<float> x, weights;
+  Lines<float> x;
+  std::vector<float> weights;
   std::vector<int32_t> ids;
 };
 
@@ -101,17 +117,19 @@ class StandIn {
   TensorView Run(const DispatchHandle& handle, bool each) {
     if (!handle.in_place()) return handle.sorted;
     const WireFormat format{handle.scattered.dtype, handle.scattered.cols};
-    auto decode = [&](int64_t row) { DecodeWireRow(static_cast<const char*>(handle.scattered.rows[row]), format, row_.data()); };
-    for (int64_t i = 0; each && i < handle.rows; ++i) decode(handle.source[i]);
+    auto at = [&](int64_t row) { return static_cast<const char*>(handle.scattered.rows[row]); };
+    for (int64_t i = 0; each && i < handle.rows; ++i)
+      DecodeWireRow(at(handle.source[i]), format, row_.data(), i + 1 < handle.rows ? at(handle.source[i + 1]) : nullptr);
     GroupByRow(handle);
     const std::vector<const void*> rows(static_cast<size_t>(handle.experts), row_.data());
     const TensorView& out = handle.results;
+    const bool stream = OutgrowsCaches(out);
     for (int64_t r = 0; r < out.dim(0); ++r) {
-      decode(r);
+      DecodeWireRow(at(r), format, row_.data(), r + 1 < out.dim(0) ? at(r + 1) : nullptr);
       auto begin = static_cast<size_t>(begin_[static_cast<size_t>(r)]);
       int count = begin_[static_cast<size_t>(r) + 1] - begin_[static_cast<size_t>(r)];
       SumWireRows({rows.data(), weight_.data() + begin, count, DType::kF32, out.dtype,
-                   out.as<char>() + static_cast<size_t>(r * out.row_stride) * DTypeSize(out.dtype), format.hidden, false});
+                   out.as<char>() + static_cast<size_t>(r * out.row_stride) * DTypeSize(out.dtype), format.hidden, false, stream});
     }
     return out;
   }
@@ -126,7 +144,8 @@ class StandIn {
     for (int64_t i = 0; i < handle.rows; ++i)
       weight_[static_cast<size_t>(next[static_cast<size_t>(handle.source[i])]++)] = handle.slot_weights[i];
   }
-  std::vector<float> row_, weight_;
+  Lines<float> row_;
+  std::vector<float> weight_;
   std::vector<int32_t> begin_;
 };
 
@@ -151,11 +170,11 @@ class Copies {
 
  private:
   size_t bytes_, at_ = 0;
-  std::vector<char> memory_;
+  Lines<char> memory_;
 };
 
 // The experts return their input, and weights sum to 1: the output is the input, up to the rounding of the payload.
-double WorstError(const std::vector<float>& out, const std::vector<float>& x) {
+double WorstError(const Lines<float>& out, const Lines<float>& x) {
   double worst = 0;
   for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::abs(static_cast<double>(out[i]) - x[i]));
   return worst;
@@ -174,7 +193,7 @@ void Run(Rank& rank, const Problem& problem, const Mode& mode) {
   auto dispatcher = mode.per_node > 0 ? CreateNodeDispatcher(*rank.ops, *rank.comms.ep, limits)
                                       : CreateExactDispatcher(*rank.ops, *rank.comms.ep, limits);
   Tokens tokens(problem, rank.job.rank());
-  std::vector<float> out(tokens.x.size(), 0.0f);
+  Lines<float> out(tokens.x.size(), 0.0f);
   TensorView in(tokens.x.data(), DType::kF32, {problem.tokens, problem.hidden}), sum(out.data(), DType::kF32, {problem.tokens, problem.hidden});
   StandIn experts(problem.hidden);
   auto exchange = [&](bool each) {

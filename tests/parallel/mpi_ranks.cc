@@ -223,6 +223,7 @@ void Window(Ranks& ranks) {
     constexpr size_t kNumbers = 3000;
     auto window = set.tp->CreateWindow(kNumbers * sizeof(int), run);
     Require(window != nullptr && window->size() == run && window->rank() == ranks.job.rank() % run, "shape of the window");
+    for (int r = 0; r < run; ++r) Require(reinterpret_cast<uintptr_t>(window->part(r)) % 64 == 0, "parts begin a line");
     for (int turn = 1; turn <= 300; ++turn) {
       int first = ranks.job.rank() / run * run;
       std::fill_n(reinterpret_cast<int*>(window->part(window->rank())), kNumbers, turn * 100 + ranks.job.rank());
