@@ -26,6 +26,8 @@ class Experts {
 
   // [M, H] results of handle.sorted, not weighted, valid until the next Run; or, in place, handle.results.
   TensorView Run(const ExpertWeights& weights, const DispatchHandle& handle, Stream& stream);
+  // For those who do the same in another way, until the next Run.
+  TensorView scratch() const { return hidden_.view; }
 
  private:
   Ops& ops_;

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/chosen_experts.h"
 #include "parallel/process_mesh.h"
 #include "parallel/trace.h"
 
@@ -227,6 +228,31 @@ void MoeLayer::Forward(const TensorView& x, const TensorView& out, Stream& strea
 void MoeLayer::ForwardReplicated(const TensorView& x, const TensorView& out, Stream& stream) {
   LM_CHECK_MSG(w_.replicated_ != nullptr, "MoeWorkspaceOptions::max_replicated_tokens is 0");
   RunExperts(*w_.replicated_, x, out, stream);
+}
+
+// Experts have to lie in one run, and loads to be counted on the device, as for fixed capacity.
+bool MoeLayer::ForwardFew(const SharedExpert& shared, const TensorView& x, const TensorView& out, Stream& stream) {
+  int64_t* loads = w_.DeviceLoads(index_);
+  bool fixed = w_.replicated_ != nullptr && w_.replicated_->limits().fixed_capacity && loads != nullptr && ranks_per_node_ == 0;
+  std::span<const int32_t> mine = placement_.LocalExperts(w_.ep_.rank());
+  if (!fixed || mine.empty() || !GatherServes(placement_)) return false;
+  ChosenExpertsParams p;
+  p.x = x;
+  p.ids = w_.ids_.view.i32();
+  p.weights = w_.topk_weights_.view.f32();
+  p.k = w_.config_.top_k;
+  p.first = mine[0];
+  p.gate = weights_.experts.gate, p.up = weights_.experts.up, p.down = weights_.experts.down;
+  p.shared_gate = shared.gate, p.shared_up = shared.up, p.shared_down = shared.down;
+  p.scratch = w_.experts_.scratch();
+  p.out = out;
+  p.live_tokens = w_.live_tokens_;
+  p.loads = loads + p.first;
+  if (!ServesChosenExperts(w_.ops_.device(), p)) return false;
+  Route(w_, x, stream);
+  TraceSpan span("experts");
+  RunChosenExperts(p, stream);
+  return true;
 }
 
 void MoeLayer::RunExperts(TokenDispatcher& dispatcher, const TensorView& x, const TensorView& out, Stream& stream) {

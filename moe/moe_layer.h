@@ -99,6 +99,12 @@ struct MoeWeights {
   ExpertWeights experts;             // of placement.LocalExperts(ep rank), in that order
 };
 
+// The shared expert's part on this rank; width may be 0.
+struct SharedExpert {
+  WeightView gate, up;               // [width, H]
+  WeightView down;                   // [H, width]
+};
+
 class MoeLayer {
  public:
   MoeLayer(MoeWorkspace& workspace, const MoeWeights& weights, ExpertPlacement placement);
@@ -111,6 +117,10 @@ class MoeLayer {
   // contribute; the caller sums over the group (one all-reduce, together with other partial sums it may hold). Every
   // choice is served and counted by exactly one rank. T <= max_replicated_tokens.
   void ForwardReplicated(const TensorView& x, const TensorView& out, Stream& stream);
+
+  // For a token or two on a GPU (kernels/chosen_experts.h): out[t] = the shared expert of x[t] + what ForwardReplicated would add,
+  // without waiting for the host. False, and nothing done, where it does not apply.
+  bool ForwardFew(const SharedExpert& shared, const TensorView& x, const TensorView& out, Stream& stream);
 
   // Forward in four steps, between which the rank computes something else while messages travel: the counts of tokens from
   // Start to Send, the tokens to Compute, the results to Finish. x stays as it is until Finish, which adds to out. Several

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_util.h"
+#include "kernels/cuda/matmul_heads.h"
 #include "kernels/ops_memory.h"
 
 namespace latentmesh {
@@ -44,7 +45,7 @@ void CudaOps::Run(const Matmul& p, cudaStream_t stream) {
   if (p.m == 0 || p.n == 0 || p.batches == 0) return;
   LM_CHECK_MSG(p.k > 0, "a product over no columns");
   if (fp8_activations_ && LaunchMatmulFp8Few(p, workspace_, stream)) return;
-  if (LaunchMatmulRouter(p, stream)) return;
+  if (LaunchMatmulRouter(p, stream) || LaunchMatmulHeads(p, stream)) return;
   if (LaunchMatmulStream(p, stream)) return;
   if (const int64_t done = fp8_activations_ ? RunMatmulFp8Blas(p, workspace_, blas_, stream) : 0; done > 0) {
     return done < p.m ? Run(RowRange(p, done, p.m - done), stream) : void();

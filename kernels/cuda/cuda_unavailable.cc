@@ -1,5 +1,6 @@
 // Stands in for kernels/cuda where CUDA is not built in.
 #include "kernels/captured_work.h"
+#include "kernels/chosen_experts.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
 #include "kernels/side_stream.h"
@@ -28,6 +29,12 @@ std::unique_ptr<CapturedWork> CaptureWork(Stream&, const std::function<void()>&)
 
 std::unique_ptr<TokenSampler> CreateCudaTokenSampler(Device&) {
   CheckFailed(__FILE__, __LINE__, "CreateCudaTokenSampler", "CUDA is not built in");
+}
+
+bool ServesChosenExperts(const Device&, const ChosenExpertsParams&) { return false; }
+
+void RunChosenExperts(const ChosenExpertsParams&, Stream&) {
+  CheckFailed(__FILE__, __LINE__, "RunChosenExperts", "CUDA is not built in");
 }
 
 }  // namespace latentmesh

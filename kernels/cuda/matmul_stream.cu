@@ -247,8 +247,9 @@ bool WeightFits(const MatmulWeight& w, int64_t k) {
 }  // namespace
 
 bool LaunchMatmulStream(const Matmul& p, cudaStream_t stream) {
-  // cuBLASLt is the faster one for plain bf16 products from 9 rows on
-  const int64_t kMostRows = p.offsets == nullptr && p.w.view.dtype == DType::kBF16 ? 8 : 16;
+  // From 9 rows of bf16 weights on cuBLASLt is faster for plain products, and wgmma for experts, whose counts differ
+  const bool others = p.offsets == nullptr || CurrentCard().hopper;
+  const int64_t kMostRows = others && p.w.view.dtype == DType::kBF16 ? 8 : 16;
   const int64_t rows = p.offsets == nullptr ? p.m : CeilDiv(p.m, p.batches);  // of each expert, in the mean
   const bool shape =
       p.x_type == DType::kBF16 && !p.transposed && (p.offsets != nullptr || p.batches == 1) && rows <= kMostRows;

@@ -12,13 +12,13 @@ LayerRunner::LayerRunner(const ModelContext& ctx, Arena& arena) : ctx_(ctx), mlp
 TensorView LayerRunner::Run(const LayerWeights& w, MoeLayer* moe, const CacheView& cache, const StepBatch& batch,
                             const TensorView& x, const TensorView& pending) {
   TensorView h = Attend(w, cache, batch, x, pending), delta = Delta(batch);
-  if (w.is_moe) {
+  if (!w.is_moe) {
+    Mlps(w, batch, h);
+  } else if (!FewTokens(w, *moe, h, delta)) {
     Branch shared(ctx_, batch);   // routed experts add to what it sets
     Mlps(w, batch, h, shared.lane());
     if (shared.beside()) moe->JoinBeforeCombine(ctx_.side);
     RoutedExperts(*moe, h, delta);
-  } else {
-    Mlps(w, batch, h);
   }
   ReduceOverTp(ctx_, delta);
   return delta;
@@ -45,6 +45,10 @@ TensorView LayerRunner::Attend(const LayerWeights& w, const CacheView& cache, co
 void LayerRunner::Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h, const Lane& lane) {
   TraceSpan span(w.is_moe ? "shared experts" : "mlp");
   mlp_.Forward(w.is_moe ? w.shared : w.dense, h, Delta(batch), lane);
+}
+
+bool LayerRunner::FewTokens(const LayerWeights& w, MoeLayer& moe, const TensorView& h, const TensorView& delta) {
+  return ctx_.shard.layout.dp == 1 && moe.ForwardFew({w.shared.gate, w.shared.up, w.shared.down}, h, delta, *ctx_.stream);
 }
 
 // With dp 1 every rank of the ep group holds all tokens and adds what its experts give. Otherwise each tp rank routes its

@@ -34,6 +34,8 @@ class LayerRunner {
 
  private:
   void Mlps(const LayerWeights& w, const StepBatch& batch, const TensorView& h, const Lane& lane);
+  // A mixture's whole MLP of a token or two, where the device has a faster way; false: it has not.
+  bool FewTokens(const LayerWeights& w, MoeLayer& moe, const TensorView& h, const TensorView& delta);
   void RoutedExperts(MoeLayer& moe, const TensorView& h, const TensorView& delta);
 
   const ModelContext& ctx_;

@@ -38,11 +38,14 @@ void MlaAttention::Forward(const MlaWeights& w, const CacheView& cache, const St
     ring_.Begin(cache, batch.expanded);
     ProjectQueries(w, batch, x);
   } else {
+    // What comes next to a join cannot start early (launch_ahead.cuh): better the short absorbing product than attention.
+    const bool absorbs = batch.absorbed_tokens > 0, travel = ctx_.shard.layout.cp > 1;
     Branch latents(ctx_, batch);
     ProjectQueries(w, batch, x);
-    if (batch.absorbed_tokens > 0) AbsorbQueries(w, batch);
+    if (absorbs && travel) AbsorbQueries(w, batch);
     WriteLatents(w, cache, batch, x, latents.lane());
     latents.Join();
+    if (absorbs && !travel) AbsorbQueries(w, batch);
   }
   if (batch.absorbed_tokens > 0) Absorbed(w, cache, batch);
   Expanded(w, cache, batch);

@@ -44,7 +44,7 @@ class Branch {
   }
 
  private:
-  static constexpr int64_t kMostTokens = 64;
+  static constexpr int64_t kMostTokens = 128;
   const ModelContext& ctx_;
   bool beside_;
 };

@@ -137,9 +137,9 @@ TEST_F(MatmulGpuTest, HeadGemm) {
   struct Shape {
     int heads, latent, nope, v;
   };
-  for (const Shape& shape : {Shape{6, 80, 40, 56}, Shape{16, 512, 128, 128}, Shape{3, 51, 7, 9}}) {
+  for (const Shape& shape : {Shape{6, 80, 40, 56}, Shape{16, 512, 128, 128}, Shape{5, 1064, 136, 72}, Shape{3, 51, 7, 9}}) {
     for (DType type : kActivations) {
-      for (int tokens : {0, 1, 5, 70}) {
+      for (int tokens : {0, 1, 2, 5, 70}) {
         const int rows = shape.nope + shape.v;
         for (DType w_type : {type, DType::kF16}) {
           auto& q = Random("q", type, {tokens, shape.heads * (shape.nope + 16)});
@@ -199,6 +199,32 @@ TEST_F(MatmulGpuTest, GroupedOfEvenShapes) {
     Grouped({0, 350, 350, 1000}, {0, 264, 384}, DType::kBF16, w_type, 128);  // large tiles: an odd and an even number
     Grouped({0, 290, 640}, {0, 132, 256}, DType::kBF16, w_type, 128);        // of blocks along k
   }
+}
+
+// As a layer queues it: the kernels start early, and each round's experts differ from the last one's.
+TEST_F(MatmulGpuTest, GroupedRightAfterSorting) {
+  constexpr int kRounds = 12, kExperts = 32, kTokens = 4, kTopK = 4, kSlots = kTokens * kTopK;
+  TestWeight gate = MakeWeight("gate", DType::kF8E4M3, 256, 512, kExperts), up = MakeWeight("up", DType::kF8E4M3, 256, 512, kExperts);
+  auto& x = Random("x", DType::kBF16, {kTokens, 512});
+  auto& offsets = Output("offsets", DType::kI32, {kExperts + 1}, 0);
+  auto& source = Output("source", DType::kI32, {kSlots}, 0);
+  auto& row = Output("row", DType::kI32, {kSlots}, 0);
+  auto& sorted = Output("sorted", DType::kBF16, {kSlots, 512}, kBF16Bound);
+  std::vector<TestTensor*> ids, outs;
+  for (int round = 0; round < kRounds; ++round) {
+    std::vector<int32_t> chosen(kSlots);
+    for (int32_t& id : chosen) id = Int(0, kExperts - 1);
+    ids.push_back(&Ints("ids", chosen));
+    outs.push_back(&Output("out", DType::kBF16, {kSlots, 256}, 2 * Bound(DType::kBF16, DType::kF8E4M3, DType::kBF16)));
+  }
+  Check([&](Ops& ops, Stream& s, const Side& at) {
+    auto ints = [&](const TestTensor& t) { return static_cast<int32_t*>(at.Data(t)); };
+    for (int round = 0; round < kRounds; ++round) {
+      ops.SortByExpert({at.Ints(*ids[round]), kSlots, kExperts, ints(offsets), ints(source), ints(row)}, s);
+      ops.GatherRows({at(x), at.Ints(source), kSlots, kTopK, at(sorted)}, s);
+      ops.GroupedGateUp({at(sorted), at.Ints(offsets), Experts(gate, at, 256, kExperts), Experts(up, at, 256, kExperts), at(*outs[round])}, s);
+    }
+  });
 }
 
 }  // namespace
