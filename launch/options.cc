@@ -101,6 +101,8 @@ void ModelFlags::Register(FlagSet& flags) {
                   "Always as many drafts as --speculative-tokens says, also where they do not pay");
   flags.AddChoice("--cuda-graphs", &engine.cuda_graphs, {"auto", "off"},
                   "Decode steps on GPUs are captured into graphs, one for each size of batch; off: queued one by one");
+  flags.AddSwitch("--run-ahead", &engine.run_ahead,
+                  "On one rank: a decode step is queued before the tokens of the one before it are known");
   flags.AddSwitch("--enforce-eager", &enforce_eager, "The same as --cuda-graphs off");
   flags.AddSwitch("--no-prefix-caching", &no_prefix_caching, "Compute every prompt, also where a prefix is cached");
   flags.AddSwitch("--dedicated-scheduler", &dedicated_scheduler, "Free rank 0 from model work (not available yet)");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "parallel/trace.h"
 
@@ -12,6 +13,13 @@ constexpr int64_t kMostSequences = 512;   // of a step that is padded
 constexpr size_t kMostSizes = 64;         // captured at a time
 
 int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Whether a step is the one queued for the same sequence before its token was known. It may have blocks for later tokens, too.
+bool Continues(const SequenceStep& step, const SequenceStep& queued, int32_t token) {
+  size_t blocks = std::min(step.blocks.size(), queued.blocks.size());
+  return step.start == queued.start && step.tokens.size() == 1 && step.tokens[0] == token && step.logits_from == 0 &&
+         std::equal(step.blocks.begin(), step.blocks.begin() + static_cast<int64_t>(blocks), queued.blocks.begin());
+}
 
 }  // namespace
 
@@ -97,6 +105,8 @@ DecodeSteps::Size& DecodeSteps::Find(const StepPadding& padding, bool* is_new) {
 
 std::vector<int64_t> DecodeSteps::Run(const StepCommand& command) {
   const ShardStep& step = Mine(command);
+  std::vector<int64_t> rows;
+  if (Adopt(command, rows)) return rows;
   bool is_new = false;
   Size& size = Find(PaddingOf(command), &is_new);
   StepBatch batch = p_.builder->BuildPadded(step, size.padding, *p_.device, *p_.stream);
@@ -107,6 +117,70 @@ std::vector<int64_t> DecodeSteps::Run(const StepCommand& command) {
   else Queue(batch);
   if (p_.moe != nullptr && p_.moe->host_waits() != waits) size.captures = false;
   return batch.first_row;
+}
+
+// Whether the step queued ahead computes all that this one asks for.
+bool DecodeSteps::Adopt(const StepCommand& command, std::vector<int64_t>& first_row) {
+  std::optional<Ahead> ahead = std::exchange(ahead_, std::nullopt);
+  const ShardStep& step = Mine(command);
+  const ShardSampling& sampling = command.sampling[static_cast<size_t>(p_.setup->shard.dp_rank)];
+  if (!ahead || sampling.specs.size() != step.sequences.size() || !sampling.host_rows.empty()) return false;
+  const std::vector<SequenceStep>& queued = ahead->step.sequences;
+  const std::vector<int32_t>& tokens = p_.collector->fetched();
+  std::vector<int32_t> places;
+  size_t at = 0;
+  for (size_t i = 0; i < step.sequences.size(); ++i, ++at) {
+    while (at < queued.size() && queued[at].sequence_id != step.sequences[i].sequence_id) ++at;
+    if (at == queued.size() || at >= tokens.size() || !Continues(step.sequences[i], queued[at], tokens[at])) return false;
+    SampleSpec spec = sampling.specs[i];
+    if (spec.row != static_cast<int32_t>(i)) return false;
+    spec.row = ahead->specs[at].row;
+    if (!(spec == ahead->specs[at])) return false;
+    places.push_back(static_cast<int32_t>(at));
+    first_row.push_back(ahead->first_row[at]);
+  }
+  if (places.size() < queued.size()) p_.collector->FetchOnly(std::move(places));
+  ++steps_ahead_;
+  return true;
+}
+
+// Only what has run before: a captured size, or where nothing is captured any that is known.
+const DecodeSteps::Size* DecodeSteps::SizeFor(const StepCommand& command) const {
+  StepPadding padding = PaddingOf(command);
+  auto found = std::find_if(sizes_.begin(), sizes_.end(), [&](const Size& s) { return s.padding == padding; });
+  bool ready = found != sizes_.end() && (found->work != nullptr || !p_.setup->captures());
+  return ready ? &*found : nullptr;
+}
+
+void DecodeSteps::RunAhead(const StepCommand& command, std::span<const SampleSpec> specs) {
+  LM_CHECK(p_.setup->runs_ahead());
+  const std::vector<SequenceStep>& now = Mine(command).sequences;
+  const ShardSampling& sampling = command.sampling[0];
+  if (specs.size() != now.size() || sampling.specs.size() != now.size() || !sampling.host_rows.empty()) return;
+  if (!p_.collector->fetches_all()) return;   // tokens do not lie in the order of the sequences
+  StepCommand next;
+  next.attention = command.attention;
+  next.plan.step = command.plan.step + 1;
+  next.plan.shards.resize(1);
+  next.sampling.push_back({{specs.begin(), specs.end()}, {}});
+  for (size_t i = 0; i < now.size(); ++i) {
+    if (now[i].tokens.size() != 1 || sampling.specs[i].row != static_cast<int32_t>(i)) return;
+    next.plan.shards[0].sequences.push_back(now[i]);
+    SequenceStep& s = next.plan.shards[0].sequences.back();
+    ++s.start;
+    s.tokens = {0};
+    if (s.context() > static_cast<int64_t>(s.blocks.size()) * p_.setup->limits.block_size) return;
+  }
+  const Size* size = Takes(next) ? SizeFor(next) : nullptr;
+  if (size == nullptr) return;
+  int64_t count = static_cast<int64_t>(now.size());
+  p_.collector->Keep(count);
+  StepBatch batch = p_.builder->BuildPadded(next.plan.shards[0], size->padding, *p_.device, *p_.stream);
+  p_.collector->GiveKept(const_cast<int32_t*>(batch.ids), count);
+  p_.collector->Upload(next, batch.tokens);
+  if (size->work != nullptr) Replay(*size, batch.tokens);
+  else Queue(batch);
+  ahead_ = Ahead{std::move(next.plan.shards[0]), std::move(next.sampling[0].specs), batch.first_row};
 }
 
 TensorView DecodeSteps::Queue(const StepBatch& batch) {

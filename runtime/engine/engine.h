@@ -32,6 +32,7 @@ struct EngineStats {
   int64_t waiting = 0;                 // requests
   double cache_usage = 0;              // fraction of blocks in use
   int64_t steps = 0;
+  int64_t steps_ahead = 0;             // of these, queued before the tokens of the one before were known
   double seconds_since_active = 0;     // since RunUntil last ended a step or, being idle, looked for work
   int64_t prompt_tokens = 0;           // computed or found cached, of all requests so far
   int64_t generated_tokens = 0;

@@ -26,6 +26,7 @@ SchedulerOptions SchedulerOptionsOf(const RankSetup& setup) {
   options.max_seqs = static_cast<int32_t>(setup.limits.max_seqs);
   options.max_model_len = static_cast<int32_t>(setup.limits.max_model_len);
   options.prefix_caching = setup.options.prefix_caching;
+  options.lookahead = setup.runs_ahead() ? 1 : 0;
   options.migrate = options.fetch_prefixes = setup.options.migration && options.dp > 1;
   options.prefill_shards = setup.options.prefill_ranks;
   options.stream_prefills = !setup.drafts_with_layer();   // the draft layer computes its rows after the step
@@ -143,6 +144,7 @@ EngineStats EngineImpl::Stats() const {
   stats.waiting = s.waiting;
   stats.cache_usage = s.cache_usage();
   stats.steps = s.steps;
+  stats.steps_ahead = steps_ahead_;
   stats.seconds_since_active = std::chrono::duration<double>(Clock::now() - last_active_.load()).count();
   stats.prompt_tokens = prompt_tokens_;
   stats.generated_tokens = generated_tokens_;
@@ -178,7 +180,7 @@ std::vector<std::string> EngineImpl::RunBalance(const BalanceCommand& command) {
   return worker_.Balance(command);
 }
 
-StepResult EngineImpl::RunPlan(StepCommand command) {
+StepResult EngineImpl::RunPlan(StepCommand command, std::span<const SampleSpec> ahead) {
   {
     TraceSpan span("broadcast");
     std::string bytes = EncodeCommand(command);
@@ -186,7 +188,7 @@ StepResult EngineImpl::RunPlan(StepCommand command) {
   }
   double exchanging = worker_.exchange_seconds();
   auto began = Clock::now();
-  StepResult result = worker_.Execute(command);
+  StepResult result = worker_.Execute(command, ahead);
   micro_batches_.Observe(std::chrono::duration<double>(Clock::now() - began).count(), worker_.exchange_seconds() - exchanging);
   if (const auto& keep_alive = worker_.setup().options.keep_alive) keep_alive();
   return result;
@@ -196,11 +198,15 @@ bool EngineImpl::Step() {
   std::vector<Delivery> deliveries = TakeCancelled();
   ScheduledStep step;
   StepSampling sampling;
+  std::vector<SampleSpec> ahead;
   {
     TraceSpan span("schedule");
     std::lock_guard lock(mutex_);
-    step = scheduler_->Schedule();
+    bool admits = !worker_.runs_ahead();   // what is queued has no place for others
+    step = scheduler_->Schedule(admits);
+    if (step.empty() && !admits) step = scheduler_->Schedule(admits = true);
     sampling = PlanSampling(step);
+    ahead = PlanAhead(step, sampling, admits);
     for (const ScheduledSequence& entry : step.sequences)
       if (auto found = live_.find(entry.request); found != live_.end() && found->second->output.times.first_scheduled == 0)
         found->second->output.times.first_scheduled = Since(*found->second);
@@ -213,7 +219,7 @@ bool EngineImpl::Step() {
   if (!step.empty()) {
     StepCommand command = ModelCommand(micro_batches_.Choose(step.plan), worker_.setup().options.attention, step.plan);
     command.sampling = std::move(sampling.shards);
-    StepResult result = RunPlan(std::move(command));
+    StepResult result = RunPlan(std::move(command), ahead);
     if (worker_.setup().options.migration)
       ObserveCosts(step.plan, result, std::chrono::duration<double>(Clock::now() - started).count());
     if (runs_model) Collect(step, sampling, result, deliveries, seeds);
@@ -309,6 +315,26 @@ StepSampling EngineImpl::PlanSampling(const ScheduledStep& step) const {
   return sampling;
 }
 
+// Those who wait, and may find room in the next step, wait for one step at most.
+std::vector<SampleSpec> EngineImpl::PlanAhead(const ScheduledStep& step, const StepSampling& sampling, bool admits) const {
+  if (!worker_.setup().runs_ahead() || sampling.shards.empty() || (!admits && scheduler_->Stats().waiting > 0)) return {};
+  std::vector<SampleSpec> specs;
+  bool goes_on = false;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const ScheduledSequence& entry = step.sequences[i];
+    bool decodes = entry.samples && entry.choices == 1 && entry.rows == 1 && entry.prompt_rows == 0;
+    auto found = live_.find(entry.request);
+    if (!decodes || sampling.first_spec[i] < 0 || found == live_.end()) return {};
+    const ChoiceState& choice = found->second->choices[static_cast<size_t>(entry.first_choice)];
+    int64_t generated = static_cast<int64_t>(choice.output().size()) + 1;
+    SampledRow row{&found->second->request.sampling, choice.seed(), generated, choice.constrained(), entry.first_row};
+    if (!RanksCanChoose(row, true)) return {};
+    specs.push_back(SampleSpecOf(row));
+    goes_on = goes_on || generated < found->second->request.sampling.max_tokens;
+  }
+  return goes_on ? specs : std::vector<SampleSpec>();
+}
+
 // What the ranks need to choose all of the entry's tokens; false, and nothing added, where they cannot.
 bool EngineImpl::AddSpecs(const ScheduledSequence& entry, const Live& live, std::vector<SampleSpec>& specs) const {
   bool whole_rows = worker_.setup().shard.layout.tp == 1;
@@ -334,6 +360,7 @@ void EngineImpl::Collect(const ScheduledStep& step, const StepSampling& sampling
   TraceSpan span("sample");
   std::lock_guard lock(mutex_);
   SnapshotLoads();
+  steps_ahead_ = worker_.steps_ahead();
   std::vector<ChoiceResult> results;
   std::vector<int64_t> touched;
   for (size_t i = 0; i < step.sequences.size(); ++i) {

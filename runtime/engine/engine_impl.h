@@ -76,7 +76,7 @@ class EngineImpl : public Engine {
              std::unique_ptr<Scheduler> scheduler);
   std::unique_ptr<Live> MakeLive(Request request);
   RequestSpec SpecOf(const Live& live) const;
-  StepResult RunPlan(StepCommand command);
+  StepResult RunPlan(StepCommand command, std::span<const SampleSpec> ahead = {});
   std::vector<std::string> TakeKvReports(const std::vector<KvReport>& reports);
   void ObserveCosts(const StepPlan& plan, const StepResult& result, double seconds);
   std::vector<Delivery> TakeCancelled();
@@ -84,6 +84,9 @@ class EngineImpl : public Engine {
   void Collect(const ScheduledStep& step, const StepSampling& sampling, StepResult& result, std::vector<Delivery>& deliveries,
                std::vector<DraftSeed>& seeds);
   StepSampling PlanSampling(const ScheduledStep& step) const;
+  // How the step after this one would choose, if every sequence went on; empty: it must wait for this one's tokens. `admits`: those
+  // who wait could not be let into this one.
+  std::vector<SampleSpec> PlanAhead(const ScheduledStep& step, const StepSampling& sampling, bool admits) const;
   bool AddSpecs(const ScheduledSequence& entry, const Live& live, std::vector<SampleSpec>& specs) const;
   std::vector<Delivery> TakeOutputs(std::vector<int64_t> touched);
   void ScorePrompt(const ScheduledSequence& entry, const StepResult::Shard& shard, Live& live);
@@ -124,6 +127,7 @@ class EngineImpl : public Engine {
   uint64_t next_seed_ = 0;
   int64_t prompt_tokens_ = 0;
   int64_t generated_tokens_ = 0;
+  int64_t steps_ahead_ = 0;
   SpeculationStats speculation_;
   std::vector<int64_t> expert_load_;
   Balancer balancer_;

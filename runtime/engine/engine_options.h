@@ -49,6 +49,7 @@ struct EngineOptions {
   int ranks_per_node = 0;             // neighbouring ranks taken for one node; 0: Runtime fills in those of a host
   int micro_batches = 0;              // 2: halves of a step hide each other's messages; 1: off; 0: 2 where that should pay
   std::string cuda_graphs = "auto";   // decode steps on GPUs: auto (captured), off
+  bool run_ahead = false;              // one rank: the next decode step is queued before this one's tokens are known
   bool sample_on_ranks = false;       // ranks choose tokens themselves where they can; always so on GPUs, on CPUs for tests
   std::string trace;                  // file for a timeline of all ranks (trace.h); empty: off
   std::function<void(const std::string&)> warn;   // called on rank 0, from the engine's thread, for what only costs time

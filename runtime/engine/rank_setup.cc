@@ -123,6 +123,13 @@ bool RankSetup::captures() const {
   return options.device == "cuda" && options.cuda_graphs != "off" && !options.check_collectives && options.inject_fault.empty();
 }
 
+// One rank, which knows by itself what comes next; and nothing but decode steps between two decode steps.
+bool RankSetup::runs_ahead() const {
+  const ParallelConfig& layout = shard.layout;
+  return options.run_ahead && options.sample_on_ranks && layout.tp * layout.dp * layout.pp == 1 && options.speculative_tokens == 0 &&
+         options.balance_interval == 0 && !has_tiers() && options.inject_fault.empty() && !options.check_collectives;
+}
+
 // Nodes as the ep group of a stage sees them. 0: by messages, which every transport can do and --check-collectives can see.
 int RankSetup::dispatch_node() const {
   int ranks = shard.ep_size(), node = std::max(1, options.ranks_per_node);

@@ -32,6 +32,7 @@ struct RankSetup {
   int64_t blocks_per_sequence() const;   // cache blocks one sequence of max_model_len takes
   bool drafts_with_layer() const { return options.speculative_tokens > 0 && options.speculative == "mtp"; }
   bool captures() const;                 // decode steps become graphs
+  bool runs_ahead() const;               // a decode step is queued before the tokens of the one before it are known
   int dispatch_node() const;             // MoeWorkspaceOptions::ranks_per_node
   MoeWorkspaceOptions moe_options() const;
   // 2: steps may run as two halves (Interleave), whose tokens travel to experts and back while the other half computes; the

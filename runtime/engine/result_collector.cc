@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "parallel/trace.h"
 
@@ -32,6 +33,7 @@ ResultBuffers ReserveResultBuffers(const RankSetup& s, Arena& arena) {
   b.specs = arena.ReserveArray<SampleSpec>(b.capacity);
   b.best = arena.ReserveArray<BestToken>(b.capacity * (s.shard.layout.tp + 1));
   b.ids = arena.ReserveArray<int32_t>(b.capacity * (rank0 ? s.shard.layout.dp : 1));
+  b.kept = arena.ReserveArray<int32_t>(b.capacity);
   return b;
 }
 
@@ -167,12 +169,38 @@ void ResultCollector::SendIds(const StepCommand& command, int dp) {
 
 void ResultCollector::ReadIds(const StepCommand& command, StepResult& result) {
   if (p_.rank != 0 || command.sampling.empty()) return;
+  if (p_.setup->runs_ahead()) {
+    result.shards[0].ids.resize(command.sampling[0].specs.size());
+    return ReadOwnIds(result.shards[0].ids);
+  }
   for (size_t dp = 0; dp < result.shards.size(); ++dp) {
     std::vector<int32_t>& ids = result.shards[dp].ids;
     ids.resize(command.sampling[dp].specs.size());
     device().CopyToHost(ids.data(), b_.ids + static_cast<int64_t>(dp) * b_.capacity, ids.size() * sizeof(int32_t), *p_.stream);
   }
   p_.stream->Synchronize();
+}
+
+// Beside what is queued behind the step, where there is such.
+void ResultCollector::ReadOwnIds(std::vector<int32_t>& ids) {
+  bool kept = std::exchange(kept_, false);
+  Stream& stream = kept && p_.side != nullptr ? p_.side->stream() : *p_.stream;
+  std::vector<int32_t> places = std::exchange(places_, {});
+  fetched_.resize(places.empty() ? ids.size() : static_cast<size_t>(places.back()) + 1);
+  device().CopyToHost(fetched_.data(), kept ? b_.kept : b_.ids, fetched_.size() * sizeof(int32_t), stream);
+  stream.Synchronize();
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = fetched_[places.empty() ? i : static_cast<size_t>(places[i])];
+}
+
+void ResultCollector::Keep(int64_t count) {
+  LM_CHECK(count <= b_.capacity);
+  device().CopyOnDevice(b_.kept, b_.ids, static_cast<size_t>(count) * sizeof(int32_t), *p_.stream);
+  if (p_.side != nullptr) p_.side->Fork(*p_.stream);
+  kept_ = true;
+}
+
+void ResultCollector::GiveKept(int32_t* to, int64_t count) {
+  device().CopyOnDevice(to, b_.kept, static_cast<size_t>(count) * sizeof(int32_t), *p_.stream);
 }
 
 // logits_ of this rank are still those of Choose: nothing ran since. Other shards' rows come as CollectShard sends them.

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/side_stream.h"
 #include "kernels/token_sampler.h"
 #include "parallel/communicator.h"
 #include "runtime/engine/kv_mover.h"
@@ -41,6 +42,7 @@ struct ResultBuffers {
   SampleSpec* specs = nullptr;         // [capacity]
   BestToken* best = nullptr;           // [tp + 1, capacity]: own, then of all parts
   int32_t* ids = nullptr;              // rank 0: [dp, capacity], else [capacity]
+  int32_t* kept = nullptr;             // [capacity] ids of a step behind which another one is queued
 };
 ResultBuffers ReserveResultBuffers(const RankSetup& setup, Arena& arena);
 
@@ -53,6 +55,7 @@ class ResultCollector {
     Ops* ops;
     Stream* stream;
     int rank;                          // in the world
+    SideStream* side = nullptr;        // GPUs
   };
   ResultCollector(const Parts& parts, const ResultBuffers& buffers);
 
@@ -67,6 +70,15 @@ class ResultCollector {
   void NoteReplay(const TensorView& logits) { logits_ = logits; }
   void Fetch(const StepCommand& command, StepResult& result);
 
+  // For steps queued ahead, on one rank. Keep, after a step was queued: its `count` tokens stay for its Fetch, whatever is queued
+  // meanwhile; GiveKept queues a copy of them. FetchOnly: the step has chosen more tokens than the next Fetch's command asks for,
+  // which are those at `places`. fetched(): all tokens that the step of the last Fetch chose.
+  void Keep(int64_t count);
+  void GiveKept(int32_t* to, int64_t count);
+  void FetchOnly(std::vector<int32_t> places) { places_ = std::move(places); }
+  bool fetches_all() const { return places_.empty(); }
+  const std::vector<int32_t>& fetched() const { return fetched_; }
+
  private:
   void CollectShard(const StepCommand& command, const StepBatch& batch, int dp, StepResult::Shard* shard);
   void CollectRows(const TensorView& logits, int dp, int64_t begin, int64_t count, StepResult::Shard* shard);
@@ -74,6 +86,7 @@ class ResultCollector {
   void ChooseRows(const TensorView& logits, int64_t begin, int64_t count);
   void SendIds(const StepCommand& command, int dp);
   void ReadIds(const StepCommand& command, StepResult& result);
+  void ReadOwnIds(std::vector<int32_t>& ids);
   void Prepare(const StepCommand& command, StepResult& result) const;
   bool Mine(int dp) const { return p_.setup->shard.last_stage() && p_.setup->shard.dp_rank == dp; }
   int SourceRank(int dp, int tp) const;
@@ -84,6 +97,9 @@ class ResultCollector {
   std::unique_ptr<TokenSampler> sampler_;
   std::vector<SampleSpec> staging_;
   TensorView logits_;                  // of Choose
+  bool kept_ = false;                  // since the last Fetch
+  std::vector<int32_t> places_;        // for the next Fetch; empty: all
+  std::vector<int32_t> fetched_;
 };
 
 }  // namespace latentmesh

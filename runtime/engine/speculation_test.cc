@@ -178,11 +178,13 @@ struct Plan {
   int tokens;
   ParallelConfig layout;
   bool on_ranks = false;                   // these choose tokens where they can
+  bool run_ahead = false;
 };
 
 EngineOptions OptionsOf(const Plan& plan) {
   EngineOptions options = WithDrafts(DemoOptions(), plan.method, plan.tokens);
   options.sample_on_ranks = plan.on_ranks;
+  options.run_ahead = plan.run_ahead;
   return options;
 }
 
@@ -204,7 +206,8 @@ TEST(SpeculationTest, EverythingARequestCanAskForIsAsWithoutDraftsOnEveryLayout)
   EXPECT_EQ(plain.received.at("schema").choices.at(0).finish, FinishReason::kStop);
   for (const Plan& c : {Plan{"mtp", 1, {1, 1, 1, 1}}, Plan{"mtp", 2, {1, 1, 1, 1}}, Plan{"mtp", 3, {1, 1, 1, 1}},
                         Plan{"ngram", 4, {1, 1, 1, 1}}, Plan{"mtp", 3, {2, 2, 1, 1}}, Plan{"mtp", 3, {1, 1, 2, 1}},
-                        Plan{"mtp", 3, {2, 1, 1, 2}}, Plan{"ngram", 3, {1, 1, 2, 1}}, Plan{"ngram", 0, {1, 1, 1, 1}, true},
+                        Plan{"mtp", 3, {2, 1, 1, 2}}, Plan{"ngram", 3, {1, 1, 2, 1}}, Plan{"ngram", 0, {1, 1, 1, 1}, true}, Plan{"ngram", 0, {1, 1, 1, 1}, true, true},
+                        
                         Plan{"mtp", 2, {2, 2, 1, 1}, true}, Plan{"ngram", 0, {1, 3, 1, 1}, true}, Plan{"ngram", 0, {2, 1, 2, 1}, true}})
     ExpectSameOutcome(RunEverything(c.layout, OptionsOf(c), greedy), plain,
                       std::string(c.method) + std::to_string(c.tokens) + " " + ToString(c.layout));

@@ -61,7 +61,8 @@ Status Worker::Allocate(const StoredDType& stored) {
                                        second_moe_.get());
   ResultBuffers buffers = ReserveResultBuffers(setup_, step_arena_);
   collector_ = std::make_unique<ResultCollector>(
-      ResultCollector::Parts{&setup_, decoder_.get(), &comms_, ops_.get(), stream_.get(), control_.rank()}, buffers);
+      ResultCollector::Parts{&setup_, decoder_.get(), &comms_, ops_.get(), stream_.get(), control_.rank(), side_.get()},
+      buffers);
   cache_ = std::make_unique<LatentKvCache>(device_, setup_.cache);
   if (setup_.options.sample_on_ranks)
     decode_steps_ = std::make_unique<DecodeSteps>(DecodeSteps::Parts{&setup_, decoder_.get(), collector_.get(), builder_.get(),
@@ -101,7 +102,7 @@ HiddenObserver Worker::Capture(std::vector<float>& captured) {
   };
 }
 
-StepResult Worker::Execute(const StepCommand& command) {
+StepResult Worker::Execute(const StepCommand& command, std::span<const SampleSpec> ahead) {
   TraceSpan span(command.draft == DraftRound::kNone ? "step" : "draft", command.plan.step);
   comms_.world->SetContext(command.plan.step, "collect logits");
   comms_.tp->SetContext(command.plan.step, "attention and MLP sums");
@@ -123,8 +124,10 @@ StepResult Worker::Execute(const StepCommand& command) {
   }
   if (decode_steps_ != nullptr && decode_steps_->Takes(command)) {
     main_rows_ = decode_steps_->Run(command);
+    if (!ahead.empty()) decode_steps_->RunAhead(command, ahead);
     collector_->Fetch(command, result);
   } else {
+    if (decode_steps_ != nullptr) decode_steps_->DropAhead();
     RunModel(command, result);
   }
   if (command.draft == DraftRound::kNone) {

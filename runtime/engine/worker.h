@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "parallel/collective_audit.h"
@@ -28,7 +29,10 @@ class Worker {
                                                 CommunicatorSet& comms, ControlChannel& control);
 
   // Collective over the world; a draft round runs on the ranks of the last stage only. Throws Error when a peer fails.
-  StepResult Execute(const StepCommand& command);
+  // `ahead` [sequences], or none: how the step after this one would choose tokens if every sequence went on (DecodeSteps::RunAhead).
+  StepResult Execute(const StepCommand& command, std::span<const SampleSpec> ahead = {});
+  int64_t steps_ahead() const { return decode_steps_ == nullptr ? 0 : decode_steps_->steps_ahead(); }
+  bool runs_ahead() const { return decode_steps_ != nullptr && decode_steps_->runs_ahead(); }   // the next step may be queued
   // Before the first step, with lower cache tiers; `store` may be null. Collective over the world: what lies on the ranks'
   // disks (rank 0; elsewhere empty).
   std::vector<KvReport> OpenTiers(std::unique_ptr<DiskStore> store);

@@ -160,7 +160,7 @@ void Scheduler::ProposeDrafts(int64_t request, int32_t choice, std::vector<int32
 
 // ---- making a step ----
 
-ScheduledStep Scheduler::Schedule() {
+ScheduledStep Scheduler::Schedule(bool admits) {
   ScheduledStep step;
   for (auto& shard : shards_) shard->Begin();
   MoveSequences();
@@ -168,7 +168,7 @@ ScheduledStep Scheduler::Schedule() {
     shard->ScheduleRunning();
     waiting_.insert(shard->preempted().begin(), shard->preempted().end());
   }
-  while (!waiting_.empty()) {
+  while (admits && !waiting_.empty()) {
     Sequence* next = *waiting_.begin();
     ShardScheduler* shard = ChooseShard(*next);
     if (shard == nullptr) break;   // first come, first served: nobody overtakes

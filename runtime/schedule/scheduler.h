@@ -111,7 +111,7 @@ class Scheduler {
   // Frees one choice that ended outside of a Commit (the others go on). Unknown: no-op.
   void CancelChoice(int64_t request, int32_t choice);
 
-  ScheduledStep Schedule();
+  ScheduledStep Schedule(bool admits = true);   // false: nobody who waits is let in
   // Steps in the order of Schedule. Needs a result for each choice of each entry with `samples`, except of cancelled
   // requests; results of requests that are gone are ignored.
   void Commit(int64_t step, std::span<const ChoiceResult> results);

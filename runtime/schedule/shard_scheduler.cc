@@ -69,7 +69,8 @@ void ShardScheduler::ScheduleRunning() {
   for (Sequence* sequence : running_) {
     if (budget_ == 0) return;
     if (sequence->scheduled > 0 || sequence->remaining() > 1 || sequence->loading()) continue;
-    Give(sequence, Grow(sequence, std::min<int32_t>(1 + static_cast<int32_t>(sequence->drafts.size()), budget_)));
+    const int32_t wanted = std::min<int32_t>(1 + static_cast<int32_t>(sequence->drafts.size()), budget_);
+    Give(sequence, std::min(wanted, Grow(sequence, wanted + options_.lookahead)));
   }
   for (Sequence* sequence : running_) {
     if (budget_ == 0) return;

@@ -27,6 +27,8 @@ struct SchedulerOptions {
   // A longer prefix hit does not draw a sequence to a shard that runs this many more sequences than another.
   int32_t max_imbalance = 4;
   KvTierOptions kv;                    // lower tiers of the cache; need prefix caching
+  // Tokens beyond the next for which a decoding sequence gets blocks, where there are any: for steps that are queued ahead.
+  int32_t lookahead = 0;
   bool migrate = false;                // running sequences move to another shard when memory or load drifts apart
   bool fetch_prefixes = false;         // a prefix that only another shard has cached is copied instead of computed
   // Shards [0, prefill_shards) compute prompts, the others go on with them; 0: all do both.

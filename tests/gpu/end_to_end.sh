@@ -74,10 +74,17 @@ for dtype in f32 bf16; do
   tokens --device cuda --dtype $dtype --temperature 0 --cuda-graphs off >"$out/eager"
   same "greedy tokens of captured and queued steps, $dtype" "$out/graphs" "$out/eager"
 done
+for dtype in f32 bf16; do
+  tokens --device cuda --dtype $dtype --temperature 0 >"$out/graphs"
+  tokens --device cuda --dtype $dtype --temperature 0 --run-ahead >"$out/ahead"
+  same "greedy tokens of steps queued ahead and not, $dtype" "$out/graphs" "$out/ahead"
+done
 sampling=(--temperature 0.8 --top-p 0.9 --top-k 40 --min-p 0.01 --seed 3)
 tokens --device cuda --dtype f32 "${sampling[@]}" >"$out/gpu"
 tokens --device cpu --dtype f32 "${sampling[@]}" >"$out/cpu"
 same "tokens drawn on the GPU and on the CPU, f32" "$out/gpu" "$out/cpu"
+tokens --device cuda --dtype f32 "${sampling[@]}" --run-ahead >"$out/ahead"
+same "tokens drawn in steps queued ahead and not, f32" "$out/gpu" "$out/ahead"
 tokens --device cuda --dtype f32 --temperature 0 --speculative-tokens 2 --speculative-fixed >"$out/drafts"
 tokens --device cuda --dtype f32 --temperature 0 >"$out/graphs"
 same "greedy tokens with 2 drafts and without, f32" "$out/graphs" "$out/drafts"
@@ -112,6 +119,11 @@ if [[ -z $quick ]]; then
     --output-len 256 --num-iters 2
   latency "V2-Lite bf16, decode, batch 32" decode 2950 "2950" "${lite[@]}" --batch-size 32 --input-len 128 --output-len 128 \
     --num-iters 1
+  for flags in "" --run-ahead; do
+    # shellcheck disable=SC2086
+    latency "V2-Lite bf16, decode, batch 128 $flags" decode 9000 "9000" "${lite[@]}" --batch-size 128 --input-len 128 \
+      --output-len 128 --num-iters 1 $flags
+  done
   timeout 120 "$program" bench throughput --device cuda --load-format dummy "${lite[@]}" --num-prompts 256 --input-len 1024 \
     --output-len 1024 >"$out/bench" 2>"$out/err"
   value=$(grep -aoE '[0-9.]+ output tokens/s' "$out/bench" | cut -d' ' -f1)
