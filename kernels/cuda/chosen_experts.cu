@@ -172,7 +172,8 @@ __device__ __forceinline__ int StageColumns(int columns) {
 template <typename Walk>
 __device__ void CopySegment(const Segment& s, Ring& ring) {
   const int lane = threadIdx.x % 32, most = StageColumns(s.columns);
-  const bf16* row = s.rows[lane / kPairRows % 2] + lane % kPairRows * int64_t{s.columns};
+  // not s.rows[...]: an index that is not known when compiling would move the whole walk to local memory
+  const bf16* row = (lane / kPairRows % 2 == 0 ? s.rows[0] : s.rows[1]) + lane % kPairRows * int64_t{s.columns};
   for (int begin = 0; begin < s.columns; begin += most) {
     const int bytes = min(most, s.columns - begin) * 2;
     BarrierWait(&ring.empty[ring.stage], ring.parity ^ 1);
