@@ -29,36 +29,45 @@ struct LeftColumn {
   }
 };
 
+constexpr int kWideVectors = kLanes == 16 ? 16 : 8;  // of a tile of one row, which leaves registers for more columns
+constexpr int64_t kWideRowsAhead = 8;
+
 // `n` columns of the last vector count; the others are full.
 template <typename B, bool kTransposed, int M, int V, bool kPartial>
 static void OuterTile(const OuterArgs& a, int64_t m, int64_t col, int64_t n) {
   Vec acc[M][V];
 #pragma GCC unroll 16
   for (int r = 0; r < M; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[r][v] = Zero();
   }
   LeftColumn<kTransposed, M> left(a, m);
   const B* b = static_cast<const B*>(a.b) + col;
   for (int64_t k = 0; k < a.k; ++k, b += a.b_stride) {
     Vec bv[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
       bv[v] = kPartial && v == V - 1 ? LoadPartial(b + v * kLanes, n) : Load(b + v * kLanes);
     }
-    // Weights come from memory row by row: the next tile's part of the row is fetched now.
-    if (sizeof(B) == 2) __builtin_prefetch(b + V * kLanes);
+    if constexpr (V > 2) {
+      constexpr int kLine = 64 / static_cast<int>(sizeof(B));
+#pragma GCC unroll 16
+      for (int i = 0; i < V * kLanes; i += kLine) __builtin_prefetch(b + kWideRowsAhead * a.b_stride + i);
+    } else if (sizeof(B) == 2) {
+      // Weights come from memory row by row: the next tile's part of the row is fetched now.
+      __builtin_prefetch(b + V * kLanes);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < M; ++r) {
       const Vec av = Set1(left.At(r));
-#pragma GCC unroll 2
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) acc[r][v] = MulAdd(av, bv[v], acc[r][v]);
     }
     left.Next();
   }
 #pragma GCC unroll 16
   for (int r = 0; r < M; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
       float* c = a.c + (m + r) * a.c_stride + col + v * kLanes;
       if (kPartial && v == V - 1) {
@@ -82,7 +91,9 @@ static void OuterColumns(const OuterArgs& a, int64_t col, int64_t n) {
 
 template <typename B, bool kTransposed>
 static void Outer(const OuterArgs& a) {
+  constexpr int kWide = kWideVectors * kLanes;
   int64_t col = 0;
+  for (; a.m == 1 && col + kWide <= a.n; col += kWide) OuterTile<B, kTransposed, 1, kWideVectors, false>(a, 0, col, kLanes);
   for (; col + 2 * kLanes <= a.n; col += 2 * kLanes) OuterColumns<B, kTransposed, 2, false>(a, col, kLanes);
   for (; col + kLanes <= a.n; col += kLanes) OuterColumns<B, kTransposed, 1, false>(a, col, kLanes);
   if (col < a.n) OuterColumns<B, kTransposed, 1, true>(a, col, a.n - col);

@@ -15,7 +15,7 @@ namespace latentmesh {
 namespace {
 
 constexpr int64_t kTargetItems = 256;    // key ranges of all tiles together: bounds the memory of partial results
-constexpr int64_t kSmallestRange = 256;  // keys
+constexpr int64_t kSmallestRange = 128;  // keys
 
 // Up to 32 rows of one sequence: consecutive (query, head) rows of one head range, or all rows of several ranges, whose
 // records are then read once for all of them.

@@ -1,5 +1,7 @@
 #include "kernels/cpu/thread_pool.h"
 
+#include <algorithm>
+
 namespace latentmesh {
 namespace {
 
@@ -7,6 +9,9 @@ constexpr uint64_t kOpen = uint64_t{1} << 31;
 constexpr uint64_t kInside = kOpen - 1;
 constexpr int kIdleSpins = 2000;  // some tens of microseconds
 constexpr int kJoinSpins = 20000;
+// A thread takes this part of what is left, divided by the threads, at once: neighbouring chunks mostly read neighbouring
+// memory, whose streams would start anew with every chunk.
+constexpr int64_t kRunsAThread = 4;
 
 uint32_t EpochOf(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
 
@@ -53,11 +58,16 @@ void ThreadPool::Run(const Job& job) {
 
 void ThreadPool::TakeChunks(int thread, Progress* progress) {
   const Job job = job_;
-  for (;;) {
-    const int64_t begin = next_.fetch_add(job.grain, std::memory_order_relaxed);
-    if (begin >= job.n) return;
-    job.call(job.body, begin, begin + job.grain < job.n ? begin + job.grain : job.n, thread);
-    if (progress != nullptr) progress->Tick();
+  const int64_t parts = kRunsAThread * threads() * job.grain;
+  int64_t begin = next_.load(std::memory_order_relaxed);
+  while (begin < job.n) {
+    const int64_t run = std::max<int64_t>(1, (job.n - begin) / parts) * job.grain;
+    if (!next_.compare_exchange_weak(begin, begin + run, std::memory_order_relaxed)) continue;
+    for (const int64_t end = std::min(begin + run, job.n); begin < end; begin += job.grain) {
+      job.call(job.body, begin, std::min(begin + job.grain, job.n), thread);
+      if (progress != nullptr) progress->Tick();
+    }
+    begin = next_.load(std::memory_order_relaxed);
   }
 }
 
