@@ -59,6 +59,12 @@ template <int kBits>
 constexpr int64_t kBlockBytes = 2 * (kPackedRows * 2 + kGroupBytes<kBits>);
 constexpr int64_t kPackedAhead = 4096;  // bytes fetched ahead; rows of a matrix lie one after the other
 
+template <int kBits, int kHint>
+static inline void FetchBlock(const uint8_t* block) {
+#pragma GCC unroll 32
+  for (int64_t i = 0; i < kBlockBytes<kBits>; i += 64) __builtin_prefetch(block + i, 0, kHint);
+}
+
 // sum += one group of P blocks for T tokens.
 template <int kBits, int P, int T>
 static inline void PackedGroup(const uint8_t* const (&block)[P], int half, const ActivationGroup* const (&x)[T],
@@ -87,23 +93,32 @@ static inline void PackedGroup(const uint8_t* const (&block)[P], int half, const
   }
 }
 
-// P panels from `panel` and T tokens from `token`.
+// Tokens of a tile, and which blocks of the next panels it fetches: those whose number has `part` in the bits of `mask`.
+struct PackedTileTokens {
+  int64_t first;
+  int64_t mask, part;
+};
+
+// P panels from `panel` and T tokens. One panel streams past; of several, the first tiles fetch the next ones into the
+// second-level cache, each its part, so that memory keeps up.
 template <int kBits, int P, int T>
-static inline void PackedTile(const PackedDotArgs& a, int64_t panel, int64_t token, Vec (&sum)[P * kPanelVectors][T]) {
+static inline void PackedTile(const PackedDotArgs& a, int64_t panel, const PackedTileTokens& tokens,
+                              Vec (&sum)[P * kPanelVectors][T]) {
+  const int64_t next = P * a.blocks * kBlockBytes<kBits>;
   const uint8_t* block[P];
   const ActivationGroup* x[T];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) block[p] = a.panels + (panel + p) * a.blocks * kBlockBytes<kBits>;
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
-    x[t] = a.x + (token + t) * 2 * a.blocks;
+    x[t] = a.x + (tokens.first + t) * 2 * a.blocks;
 #pragma GCC unroll 8
     for (int v = 0; v < P * kPanelVectors; ++v) sum[v][t] = Zero();
   }
   for (int64_t b = 0; b < a.blocks; ++b) {
-    if constexpr (P == 1) {
-#pragma GCC unroll 32
-      for (int64_t i = 0; i < kBlockBytes<kBits>; i += 64) __builtin_prefetch(block[0] + kPackedAhead + i);
+    if constexpr (P == 1) FetchBlock<kBits, 3>(block[0] + kPackedAhead);
+    if (P > 1 && (b & tokens.mask) == tokens.part) {
+      for (int p = 0; p < P; ++p) FetchBlock<kBits, 2>(block[p] + next);
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -125,32 +140,41 @@ static inline void StoreLanes(Vec value, float* out, int64_t n, bool accumulate)
 }
 
 template <int kBits, int P, int T>
-static void PackedTokens(const PackedDotArgs& a, int64_t panel, int64_t token) {
+static void PackedTokens(const PackedDotArgs& a, int64_t panel, const PackedTileTokens& tokens) {
   constexpr int V = P * kPanelVectors;
   Vec sum[V][T];
-  PackedTile<kBits, P, T>(a, panel, token, sum);
+  PackedTile<kBits, P, T>(a, panel, tokens, sum);
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const int64_t row = panel * kPackedRows + v * kLanes;
-      StoreLanes(sum[v][t], a.out + (token + t) * a.out_stride + row, a.rows - row, a.accumulate);
+      StoreLanes(sum[v][t], a.out + (tokens.first + t) * a.out_stride + row, a.rows - row, a.accumulate);
     }
   }
 }
 
+// 1 to T tokens.
+template <int kBits, int P, int T>
+static void PackedTokensOf(const PackedDotArgs& a, int64_t panel, const PackedTileTokens& tokens, int64_t count) {
+  if constexpr (T > 1) {
+    if (count < T) return PackedTokensOf<kBits, P, T - 1>(a, panel, tokens, count);
+  }
+  PackedTokens<kBits, P, T>(a, panel, tokens);
+}
+
+// Tokens are cut into even tiles: a narrow one takes nearly as long as a full one.
 template <int kBits, int P>
 static void PackedPanels(const PackedDotArgs& a, int64_t panel) {
   constexpr int T = P == 1 ? kPackedTokens : kPackedTileTokens;
-  int64_t t = 0;
-  for (; t + T <= a.tokens; t += T) PackedTokens<kBits, P, T>(a, panel, t);
-  if constexpr (T > 4) {
-    for (; t + 4 <= a.tokens; t += 4) PackedTokens<kBits, P, 4>(a, panel, t);
+  const int64_t tiles = (a.tokens + T - 1) / T, fetching = tiles >= 4 ? 4 : tiles >= 2 ? 2 : 1;
+  PackedTileTokens tokens{0, fetching - 1, 0};
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t count = (a.tokens - tokens.first + tiles - i - 1) / (tiles - i);
+    tokens.part = i < fetching ? i : -1;
+    PackedTokensOf<kBits, P, T>(a, panel, tokens, count);
+    tokens.first += count;
   }
-  if constexpr (T > 2) {
-    for (; t + 2 <= a.tokens; t += 2) PackedTokens<kBits, P, 2>(a, panel, t);
-  }
-  for (; t < a.tokens; ++t) PackedTokens<kBits, P, 1>(a, panel, t);
 }
 
 // Few tokens: panel after panel, as memory has them. More: a register tile of several panels.

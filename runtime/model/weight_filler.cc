@@ -90,7 +90,7 @@ WeightView WeightFiller::ViewOf(const KeptWeight& kept, void* data, Range rows, 
   WeightView view{kept.dtype, nullptr, rows.count, cols.count};
   if (kept.dtype == DType::kF8E4M3) view = BlockView(rows, cols);
   view.packed_bits = kept.packed_bits;
-  view.bf16_inputs = options_.format == WeightFormat::kBF16;
+  view.bf16_inputs = options_.format == WeightFormat::kBF16 || IsPacked(options_.format);
   view.data = data;
   return view;
 }
