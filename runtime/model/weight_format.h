@@ -6,8 +6,8 @@
 //   int8, int4  projections packed in groups of 32 columns (kernels/packed_weights.h), the head in 8 bits; CPU only
 //
 // Norms, router and biases are f32 always. With fp8, int8 and int4 the embedding, and a head that shares its memory, stay
-// as `auto` keeps them; kv_b_proj, which absorbing multiplies by from both sides, is bf16 with int8 and int4 and otherwise
-// multiplied out as with `auto`.
+// as `auto` keeps them; kv_b_proj, which absorbing multiplies by from both sides, is bf16 with int8 and int4 (and
+// so are the latents that it expands, on CPUs that multiply bf16) and otherwise multiplied out as with `auto`.
 #pragma once
 
 #include <string>
