@@ -10,15 +10,7 @@ program=$(realpath "$1"); device=${DEVICE:-cuda}
 ranks_test=${RANKS_TEST:+$(realpath "$RANKS_TEST")}
 cd "$root" || exit 1
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-out=$(mktemp -d); trap 'rm -rf "$out"' EXIT
-failed=0
-echo "| what | figure | bound | reached |"
-echo "|---|---|---|---|"
-row() { # NAME FIGURE BOUND yes|no
-  printf '| %-58s | %-38s | %-26s | %-3s |\n' "$@"
-  [[ $4 == no ]] && failed=1
-  return 0
-}
+source "$root/tests/gpu/rows.sh"
 
 # v3-tiny: 3 layers, latent 32, rope 8, 4096 positions; no tokenizer. ids WHICH TOKENS: the same prompt for the same numbers.
 tiny=(--model tests/golden/v3-tiny --dtype f32 --max-batch-tokens 32 --block-size 4)
@@ -31,7 +23,7 @@ generate() {
   local file=$out/$1 ranks=$2 memory=(--kv-memory 16MiB)
   shift 2
   [[ " $* " == *" --kv-memory "* ]] && memory=()
-  timeout 60 mpirun -n "$ranks" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$program" generate --device "$device" \
+  timeout 90 mpirun -n "$ranks" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$program" generate --device "$device" \
     --share-gpu --threads 1 --temperature 0 --ignore-eos --format json --stats --log-level warn "${memory[@]}" "$@" </dev/null 2>"$file.err" |
     sed 's/"cached_tokens".*//' >"$file"
 }
@@ -67,77 +59,81 @@ text+=(--prompt "Of the children of Reuben" --prompt "The LORD said unto Moses" 
 prefixes=(--max-tokens 6)
 for i in 1 2 3 3 3 3 1 1 1 2; do prefixes+=(--prompt-ids "$(ids "$i" 48),$((${#prefixes[@]} % 190 + 1))"); done
 
-# What one rank says.
-generate one 1 "${uneven[@]}" &
-for form in absorbed expanded; do generate $form.one 1 "${uneven[@]}" --attention $form & done
-for format in bf16 fp8 6bit; do generate $format.one 1 "${text[@]}" --kv-dtype $format & done
-generate gather.one 1 "${gather[@]}" &
-generate prefixes.one 1 "${four[@]}" "${prefixes[@]}" &
-wait
-
-handed='[0-9]+ handed over'
-generate split 2 "${uneven[@]}" --dp 2 --prefill-ranks 1 --trace "$out/split.trace"
-same "dp2, one prefill rank" split one "$(count split "$handed")" "handed over"
-captured "dp2, one prefill rank" split.trace
-generate split4 4 "${uneven[@]}" --tp 2 --dp 2 --prefill-ranks 1
-same "tp2 dp2, one prefill rank" split4 one "$(count split4 "$handed")" "handed over"
+perplexity() {
+  timeout 90 "$program" eval --device "$device" --model launch/demo --ids tests/golden/validation_ids.safetensors --dtype f32 \
+    --windows "$([[ $device == cuda ]] && echo 20 || echo 2)" --log-level error --kv-dtype "$1" 2>/dev/null |
+    grep -aoE '^perplexity [0-9.]+' | cut -d' ' -f2 >"$out/perplexity.$1"
+}
 
 # 112 tokens a rank: the long sequence needs 176. Larger batches first, smaller ones between captured steps later.
 long=(--kv-memory "$(cache 112)")
-generate refused 1 "${uneven[@]}" "${long[@]}"
-row "one rank with a cache of 112 tokens" "$(grep -aoc 'not enough memory for one sequence' "$out/refused.err") refusal" "refused" \
-  "$(grep -aq 'not enough memory for one sequence' "$out/refused.err" && echo yes || echo no)"
-for form in absorbed expanded; do
-  generate cp2 2 "${uneven[@]}" "${long[@]}" --tp 2 --cp 2 --attention $form --trace "$out/cp2.$form.trace"
-  same "tp2 cp2, 112 tokens a rank, $form" cp2 $form.one
-done
-captured "tp2 cp2, absorbed" cp2.absorbed.trace
-generate cp4 4 "${uneven[@]}" "${long[@]}" --tp 4 --cp 2
-same "tp4 cp2, 112 tokens a rank" cp4 one
-
-generate moved 2 "${gather[@]}" --dp 2 --kv-memory "$(cache 140)"
-same "dp2, 140 tokens a rank: migration" moved gather.one "$(count moved '[0-9]+ sequences migrated')" "migrated"
-
-generate fetched 2 "${four[@]}" "${prefixes[@]}" --dp 2
-same "dp2: prefixes from the other rank" fetched prefixes.one "$(count fetched '[0-9]+ prompt tokens copied')" "tokens copied"
-
 # One after the other in a cache for two of them: blocks leave and come back.
 alone=("${tiny[@]}" --max-seqs 1 --max-model-len 96 --kv-memory "$(cache 128)")
-generate offloaded 1 "${alone[@]}" "${prefixes[@]}" --kv-offload 4MiB
+disk=(--kv-store "$out/store")
+formats=$'bf16 2 --tp 2 --cp 2\nfp8 2 --dp 2 --prefill-ranks 1\n6bit 4 --tp 2 --dp 2 --cp 2 --prefill-ranks 1'
+
+# What one rank says, and what several say.
+beside generate stored 2 "${four[@]}" "${prefixes[@]}" "${disk[@]}" --tp 2
+stored=$!
+beside generate one 1 "${uneven[@]}"
+for form in absorbed expanded; do
+  beside generate $form.one 1 "${uneven[@]}" --attention $form
+  beside generate cp2.$form 2 "${uneven[@]}" "${long[@]}" --tp 2 --cp 2 --attention $form --trace "$out/cp2.$form.trace"
+done
+beside generate gather.one 1 "${gather[@]}"
+beside generate prefixes.one 1 "${four[@]}" "${prefixes[@]}"
+beside generate split 2 "${uneven[@]}" --dp 2 --prefill-ranks 1 --trace "$out/split.trace"
+beside generate split4 4 "${uneven[@]}" --tp 2 --dp 2 --prefill-ranks 1
+beside generate refused 1 "${uneven[@]}" "${long[@]}"
+beside generate cp4 4 "${uneven[@]}" "${long[@]}" --tp 4 --cp 2
+beside generate moved 2 "${gather[@]}" --dp 2 --kv-memory "$(cache 140)"
+beside generate fetched 2 "${four[@]}" "${prefixes[@]}" --dp 2
+wait "$stored"
+beside generate found 2 "${four[@]}" "${prefixes[@]}" "${disk[@]}" --tp 2
+found=$!
+beside generate offloaded 1 "${alone[@]}" "${prefixes[@]}" --kv-offload 4MiB
+beside generate offloaded2 2 "${alone[@]}" "${prefixes[@]}" --kv-offload 4MiB --tp 2
+while read -r format ranks layout; do
+  beside generate "$format.one" 1 "${text[@]}" --kv-dtype "$format"
+  # shellcheck disable=SC2086
+  beside generate "$format" "$ranks" "${text[@]}" --kv-dtype "$format" $layout
+done <<<"$formats"
+wait "$found"
+mapfile -t files < <(find "$out/store" -type f -size +300c)
+for file in "${files[@]}"; do printf 'damage' | dd of="$file" bs=1 seek=250 conv=notrunc status=none; done
+beside generate damaged 2 "${four[@]}" "${prefixes[@]}" "${disk[@]}" --tp 2
+for format in f32 bf16 fp8 6bit; do beside perplexity "$format"; done
+wait
+
+handed='[0-9]+ handed over'
+same "dp2, one prefill rank" split one "$(count split "$handed")" "handed over"
+captured "dp2, one prefill rank" split.trace
+same "tp2 dp2, one prefill rank" split4 one "$(count split4 "$handed")" "handed over"
+row "one rank with a cache of 112 tokens" "$(grep -aoc 'not enough memory for one sequence' "$out/refused.err") refusal" "refused" \
+  "$(grep -aq 'not enough memory for one sequence' "$out/refused.err" && echo yes || echo no)"
+for form in absorbed expanded; do same "tp2 cp2, 112 tokens a rank, $form" cp2.$form $form.one; done
+captured "tp2 cp2, absorbed" cp2.absorbed.trace
+same "tp4 cp2, 112 tokens a rank" cp4 one
+same "dp2, 140 tokens a rank: migration" moved gather.one "$(count moved '[0-9]+ sequences migrated')" "migrated"
+same "dp2: prefixes from the other rank" fetched prefixes.one "$(count fetched '[0-9]+ prompt tokens copied')" "tokens copied"
 same "host memory" offloaded prefixes.one "$(count offloaded 'host memory [0-9]+ blocks written, [0-9]+ read' | head -n 1)" "blocks written"
 read_back=$(grep -aoE 'blocks written, [0-9]+ read' "$out/offloaded.err" | grep -oE '[0-9]+')
 row "host memory, read back" "${read_back:-0} blocks" "more than 0" "$([[ ${read_back:-0} -gt 0 ]] && echo yes || echo no)"
-generate offloaded2 2 "${alone[@]}" "${prefixes[@]}" --kv-offload 4MiB --tp 2
 same "host memory, tp2" offloaded2 prefixes.one "$(count offloaded2 'host memory [0-9]+ blocks written')" "blocks written"
-
-disk=(--kv-store "$out/store")
-generate stored 2 "${four[@]}" "${prefixes[@]}" "${disk[@]}" --tp 2
 same "disk, tp2, first run" stored prefixes.one "$(count stored 'disk [0-9]+ written')" "blocks written"
-generate found 2 "${four[@]}" "${prefixes[@]}" "${disk[@]}" --tp 2
 from_disk=$(grep -aoE 'disk [0-9]+ written, [0-9]+ read' "$out/found.err" | grep -oE '[0-9]+' | tail -n 1)
 same "disk, tp2, second run" found prefixes.one "$from_disk" "blocks read"
-mapfile -t files < <(find "$out/store" -type f -size +300c)
-for file in "${files[@]}"; do printf 'damage' | dd of="$file" bs=1 seek=250 conv=notrunc status=none; done
-generate damaged 2 "${four[@]}" "${prefixes[@]}" "${disk[@]}" --tp 2
 same "disk, tp2, ${#files[@]} files damaged" damaged prefixes.one "$(grep -ac 'cache block ignored' "$out/damaged.err")" "warnings"
-
-while read -r format ranks layout; do
-  # shellcheck disable=SC2086
-  generate format "$ranks" "${text[@]}" --kv-dtype "$format" $layout
+while read -r format _ layout; do
   what="--kv-dtype $format, ${layout//--/}"
-  if [[ $layout == *prefill* ]]; then same "$what" format "$format.one" "$(count format "$handed")" "handed over"
-  else same "$what" format "$format.one"; fi
-done <<<$'bf16 2 --tp 2 --cp 2\nfp8 2 --dp 2 --prefill-ranks 1\n6bit 4 --tp 2 --dp 2 --cp 2 --prefill-ranks 1'
-perplexity() {
-  timeout 60 "$program" eval --device "$device" --model launch/demo --ids tests/golden/validation_ids.safetensors --dtype f32 \
-    --windows "$([[ $device == cuda ]] && echo 20 || echo 2)" --log-level error --kv-dtype "$1" 2>/dev/null |
-    grep -aoE '^perplexity [0-9.]+' | cut -d' ' -f2
-}
-exact=$(perplexity f32)
+  if [[ $layout == *prefill* ]]; then same "$what" "$format" "$format.one" "$(count "$format" "$handed")" "handed over"
+  else same "$what" "$format" "$format.one"; fi
+done <<<"$formats"
+exact=$(cat "$out/perplexity.f32")
 while read -r format bound; do
-  value=$(perplexity "$format")
+  value=$(cat "$out/perplexity.$format")
   row "demo, --kv-dtype $format" "perplexity ${value:-none}" "within $bound of ${exact:-none}" \
-    "$(awk -v a="${value:-0}" -v b="${exact:-1}" -v m="$bound" 'BEGIN { d = (a - b) / b; print ((d < 0 ? -d : d) <= m) ? "yes" : "no" }')"
+    "$(near "$value" "$exact" "$bound")"
 done <<<$'bf16 0.002\nfp8 0.005\n6bit 0.01'
 
 ranks_case() { # RANKS CASE
