@@ -163,7 +163,8 @@ void CudaOps::GqaAttention(const GqaAttentionParams& p, Stream& stream) {
   CheckParams(p);
   if (Empty(p.q) || p.batch.sequences == 0 || p.batch.max_queries == 0) return;
   LM_CHECK(p.q.dtype == p.out.dtype);
-  if (!LaunchGqaDecode(p, workspace_, Native(stream))) LaunchGqaAttention(p, Native(stream));
+  if (LaunchGqaPrefillSm90(p, Native(stream)) || LaunchGqaDecode(p, workspace_, Native(stream))) return;
+  LaunchGqaAttention(p, Native(stream));
 }
 
 void CudaOps::GateUp(const GateUpParams& p, Stream& stream) {

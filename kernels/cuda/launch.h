@@ -39,7 +39,8 @@ void LaunchSortByExpert(const SortByExpertParams& p, const Workspace& workspace,
 bool LaunchMlaFew(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 void LaunchMlaAttention(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 bool LaunchMlaSm90(const MlaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
-// gqa_attention.cu: any shape. gqa_decode.cu: returns false where it does not apply.
+// gqa_attention.cu: any shape. gqa_prefill_sm90.cu (many queries), gqa_decode.cu: return false where they do not apply.
+bool LaunchGqaPrefillSm90(const GqaAttentionParams& p, cudaStream_t stream);
 bool LaunchGqaDecode(const GqaAttentionParams& p, const Workspace& workspace, cudaStream_t stream);
 void LaunchGqaAttention(const GqaAttentionParams& p, cudaStream_t stream);
 // prefill_attention.cu, prefill_sm90.cu

@@ -204,6 +204,7 @@ int main(int argc, char** argv) {
     bench.set_profiling(argc > 1 && std::strcmp(argv[1], "profile") == 0);
     if (!bench.profiling()) bench.MeasureCeilings();
     if (wanted("attention")) BenchAttention(bench);
+    if (wanted("prefill")) BenchPrefill(bench);
     if (wanted("matmul")) BenchMatmul(bench);
     if (wanted("rows")) BenchRows(bench);
     bench.PrintTable();

@@ -62,6 +62,7 @@ class Bench {
 };
 
 void BenchAttention(Bench& bench);
+void BenchPrefill(Bench& bench);
 void BenchMatmul(Bench& bench);
 void BenchRows(Bench& bench);
 

@@ -118,9 +118,26 @@ class AttentionGpuTest : public GpuOpsTest {
   struct GqaShape {
     int heads, kv_heads, group, offset, dim;
   };
+  // Everything in the cache that no sequence wrote becomes NaN.
+  static void PoisonUnwritten(const Batch& b) {
+    const int block_size = b.view.block_size;
+    std::vector<bool> written(static_cast<size_t>(b.view.num_blocks * block_size), false);
+    const auto* table = reinterpret_cast<const int32_t*>(b.block_table->host.data());
+    const auto* length = reinterpret_cast<const int32_t*>(b.kv_len->host.data());
+    for (int s = 0; s < b.batch.sequences; ++s) {
+      for (int64_t i = 0; i < b.batch.shard.LocalLength(length[s]); ++i)
+        written[table[s * b.batch.table_stride + i / block_size] * block_size + i % block_size] = true;
+    }
+    const int64_t bytes = b.view.record_bytes();
+    for (size_t slot = 0; slot < written.size(); ++slot) {
+      if (!written[slot]) std::fill_n(b.cache->host.begin() + slot * bytes, bytes, static_cast<char>(0xff));
+    }
+  }
+
   void Gqa(DType type, CacheFormat format, const GqaShape& shape, const std::vector<int>& queries,
-           const std::vector<int>& lengths, int block_size, ContextShard shard = {}) {
+           const std::vector<int>& lengths, int block_size, ContextShard shard = {}, bool poison = false) {
     Batch b = MakeBatch(format, 2 * shape.kv_heads * shape.dim, 0, block_size, queries, lengths, shard);
+    if (poison) PoisonUnwritten(b);
     auto& q = Random("q", type, {b.tokens, shape.heads * shape.dim});
     auto& out = Output("out", type, {b.tokens, shape.heads * shape.dim}, type == DType::kF32 ? 2e-5 : 6e-3);
     SCOPED_TRACE(std::string(DTypeName(type)) + " cache " + CacheFormatName(format) + " heads " +
@@ -329,6 +346,23 @@ TEST_F(AttentionGpuTest, GroupedQueryOfModelShapes) {
     Gqa(DType::kBF16, CacheFormat::kBF16, shape, {1, 3}, {700, 16}, 16);
     Gqa(DType::kBF16, CacheFormat::kBF16, shape, {1, 2}, {200, 33}, 16, {2, 1, 0});
   }
+}
+
+// Many queries a sequence: whole prompts, chunks behind a cached prefix, decoding sequences beside them, and ranks that
+// hold none of the keys some queries see.
+TEST_F(AttentionGpuTest, GroupedQueryPrefill) {
+  for (const GqaShape& shape :
+       {GqaShape{3, 3, 1, 0, 128}, GqaShape{8, 2, 4, 0, 128}, GqaShape{16, 1, 16, 0, 128}, GqaShape{6, 2, 5, 3, 128}}) {
+    Gqa(DType::kBF16, CacheFormat::kBF16, shape, {32, 1, 150, 64}, {32, 70, 150, 129}, 64, {}, true);
+    Gqa(DType::kBF16, CacheFormat::kBF16, shape, {40, 100}, {60, 150}, 64, {2, 1, 0}, true);
+  }
+  Gqa(DType::kBF16, CacheFormat::kBF16, {8, 2, 4, 0, 128}, {129, 40}, {386, 297}, 192, {2, 1, 0}, true);
+}
+
+TEST_F(AttentionGpuTest, GroupedQueryPrefillOfManyHeadsAndKeys) {
+  Gqa(DType::kBF16, CacheFormat::kBF16, {128, 1, 128, 0, 128}, {40, 3}, {90, 65}, 64, {}, true);
+  Gqa(DType::kBF16, CacheFormat::kBF16, {128, 128, 1, 0, 128}, {33}, {100}, 64, {}, true);
+  Gqa(DType::kBF16, CacheFormat::kBF16, {2, 1, 2, 0, 128}, {300}, {700}, 64, {}, true);
 }
 
 TEST_F(AttentionGpuTest, CopyBlocks) {
