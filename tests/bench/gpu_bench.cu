@@ -1,4 +1,4 @@
-// Benchmark of the CUDA operations: lm_gpu_bench [profile] [attention] [matmul] [rows]
+// Benchmark of the CUDA operations: lm_gpu_bench [profile] [attention] [prefill] [matmul] [rows]
 #include <algorithm>
 #include <chrono>
 #include <cmath>
