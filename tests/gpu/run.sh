@@ -2,9 +2,10 @@
 # Builds where a GPU is and runs the whole GPU suite in at most 8 minutes: tests, compute-sanitizer on small cases,
 # benchmark and, where PROGRAM names a latentmesh that runs here, end_to_end.sh, latents_on_the_move.sh and rates.sh.
 # Ends with a table.
-#   [PROGRAM=build/latentmesh] [RANKS_TEST=build/tests/parallel/mpi_ranks] tests/gpu/run.sh [BUILD_FOLDER]
+#   [PROGRAM=build/latentmesh] [RANKS_TEST=build/tests/parallel/mpi_ranks] [OVERLAP=build/tests/bench/overlap_bench] \
+#     tests/gpu/run.sh [BUILD_FOLDER]
 # What asks only for right answers runs side by side on the GPU, the program's part while the tests are still being built;
-# what is timed runs alone.
+# what is timed runs alone on its GPU. Where there are two, the program has the second one, and several_gpus.sh runs last.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=${1:-$root/build-gpu}
@@ -26,7 +27,8 @@ step() {
 begin() { order+=("$1"); step "$@" & running[$1]=$!; }
 alone() { order+=("$1"); step "$@"; }
 skipped() { order+=("$1"); echo "skipped: $2" >"$build/$1.result"; }
-await_all() { local name; for name in "${!running[@]}"; do wait "${running[$name]}"; done; running=(); }
+await() { local name; for name in "$@"; do wait "${running[$name]}"; unset "running[$name]"; done; }
+await_all() { await "${!running[@]}"; }
 
 # table: how every part ended; fails if one did.
 table() {
@@ -44,10 +46,15 @@ table() {
 
 mkdir -p "$build"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || { echo "no GPU answers here"; exit 6; }
+gpus=$(nvidia-smi -L | wc -l)
+second=()
+((gpus > 1)) && second=(env CUDA_VISIBLE_DEVICES=1)
 alone configure 60 cmake -G Ninja -S "$root/tests/gpu/suite" -B "$build" || { table; exit 1; }
 if [[ -n ${PROGRAM:-} ]]; then
-  begin end_to_end 300 "$root/tests/gpu/end_to_end.sh" "$PROGRAM"
-  begin latents_on_the_move 240 "$root/tests/gpu/latents_on_the_move.sh" "$PROGRAM"
+  begin end_to_end 300 "${second[@]}" "$root/tests/gpu/end_to_end.sh" "$PROGRAM"
+  begin latents_on_the_move 240 "${second[@]}" "$root/tests/gpu/latents_on_the_move.sh" "$PROGRAM"
+else
+  skipped program "set PROGRAM"
 fi
 alone build 240 ninja -C "$build" -j "$jobs" lm_gpu_test lm_gpu_bench || { await_all; table; exit 1; }
 test_program=$build/gpu/lm_gpu_test
@@ -63,16 +70,26 @@ if command -v compute-sanitizer >/dev/null; then
 else
   skipped compute-sanitizer "not installed"
 fi
-await_all
+if [[ -n ${PROGRAM:-} ]] && ((gpus > 1)); then
+  await end_to_end latents_on_the_move
+  begin rates 300 "${second[@]}" "$root/tests/gpu/rates.sh" "$PROGRAM"
+  await tests; [[ -n ${running[memcheck]:-} ]] && await memcheck racecheck
+else
+  await_all
+fi
 passed=$(grep -E '^\[  PASSED  \]' "$build/tests.log" | tr -s ' ' | cut -d' ' -f4-5)
 echo "$(cat "$build/tests.result"); ${passed:-none} passed" >"$build/tests.result"
 
 alone bench 120 "$build/gpu/lm_gpu_bench"
-[[ -n ${PROGRAM:-} ]] && alone rates 300 "$root/tests/gpu/rates.sh" "$PROGRAM"
-[[ -n ${PROGRAM:-} ]] || skipped program "set PROGRAM"
+await_all
+if [[ -n ${PROGRAM:-} ]]; then
+  ((gpus > 1)) || alone rates 300 "$root/tests/gpu/rates.sh" "$PROGRAM"
+  if ((gpus > 1)); then alone several_gpus 180 "$root/tests/gpu/several_gpus.sh" "$PROGRAM"
+  else skipped several_gpus "one GPU"; fi
+fi
 head -n 1 "$build/bench.log"
 sed -n '/^| kernel/,$p' "$build/bench.log"
-for part in end_to_end latents_on_the_move rates; do
-  [[ -n ${PROGRAM:-} ]] && sed -n '/^| what/,$p' "$build/$part.log"
+for part in end_to_end latents_on_the_move rates several_gpus; do
+  [[ -e $build/$part.log ]] && sed -n '/^| what/,$p' "$build/$part.log"
 done
 table
