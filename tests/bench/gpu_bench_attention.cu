@@ -187,8 +187,8 @@ void BenchPrefill(Bench& bench) {
   for (const GroupedCase& c :
        {GroupedCase{128, 128, 1, 4096, 4096}, GroupedCase{128, 128, 1, 16384, 16384}, GroupedCase{16, 16, 1, 4096, 4096},
         GroupedCase{16, 8, 1, 4096, 4096}, GroupedCase{16, 1, 1, 4096, 4096}, GroupedCase{16, 16, 1, 65536, 2048},
-        GroupedCase{16, 16, 8, 4096, 7}, GroupedCase{16, 16, 8, 4096, 8}, GroupedCase{16, 16, 1, 65536, 7},
-        GroupedCase{16, 16, 1, 65536, 8}, GroupedCase{16, 1, 1, 65536, 113}, GroupedCase{16, 1, 1, 65536, 114}})
+        GroupedCase{16, 16, 8, 4096, 7}, GroupedCase{16, 16, 8, 4096, 8}, GroupedCase{16, 16, 1, 65536, 8},
+        GroupedCase{16, 16, 1, 65536, 9}, GroupedCase{16, 1, 1, 65536, 141}, GroupedCase{16, 1, 1, 65536, 142}})
     Grouped(bench, c);
   for (int n : {4096, 16384}) {
     Prefill(bench, 16, n);

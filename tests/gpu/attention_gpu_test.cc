@@ -354,7 +354,7 @@ TEST_F(AttentionGpuTest, GroupedQueryPrefill) {
   for (const GqaShape& shape :
        {GqaShape{3, 3, 1, 0, 128}, GqaShape{8, 2, 4, 0, 128}, GqaShape{16, 1, 16, 0, 128}, GqaShape{6, 2, 5, 3, 128}}) {
     Gqa(DType::kBF16, CacheFormat::kBF16, shape, {32, 1, 150, 64}, {32, 70, 150, 129}, 64, {}, true);
-    Gqa(DType::kBF16, CacheFormat::kBF16, shape, {40, 100}, {60, 150}, 64, {2, 1, 0}, true);
+    Gqa(DType::kBF16, CacheFormat::kBF16, shape, {40, 110}, {60, 160}, 64, {2, 1, 0}, true);
   }
   Gqa(DType::kBF16, CacheFormat::kBF16, {8, 2, 4, 0, 128}, {129, 40}, {386, 297}, 192, {2, 1, 0}, true);
 }
