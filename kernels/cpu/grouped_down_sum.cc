@@ -53,6 +53,7 @@ void WriteColumns(const TensorView& out, const Columns& c) {
     char* to = out.as<char>() + static_cast<size_t>(r * out.row_stride + c.begin) * DTypeSize(out.dtype);
     SumWireRows({&sums, &one, 1, DType::kF32, out.dtype, to, c.cols(), false, stream});
   }
+  if (stream) EndStreamedSums();
 }
 
 }  // namespace

@@ -147,7 +147,7 @@ struct F8ToFloatArgs {
 
 // out = or += sum over r of weights[r] * rows[r]: rows and out [n] of f32 or bf16, in order of r. With `stream`, for
 // rows in the caches, whole lines of out go to memory past the caches, where its first number begins a line; other threads
-// see them once they see what is written after the call.
+// may be told after end_stream.
 struct SumRowsArgs {
   const void* const* rows;  // [count]
   const float* weights;     // [count]
@@ -188,6 +188,7 @@ struct KernelTable {
   void (*to_f8)(const float* source, uint8_t* codes, float* scales, int64_t n);
   void (*f8_to_float)(const F8ToFloatArgs&);
   void (*sum_rows[2][2])(const SumRowsArgs&);  // [rows are bf16][out is bf16]
+  void (*end_stream)();
   // Multiply-adds in registers only, for measuring the machine: `rounds` times fma_flops operations.
   float (*fma_burn)(int64_t rounds);
   int64_t fma_flops;

@@ -39,6 +39,7 @@ static const KernelTable kTable = {
     ToF8,
     F8ToFloat,
     {{SumRows<float, float>, SumRows<float, Bf16>}, {SumRows<Bf16, float>, SumRows<Bf16, Bf16>}},
+    EndStream,
     FmaBurn,
     kBurnChains* kLanes * 2,
     Int8Burn,

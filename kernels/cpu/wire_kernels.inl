@@ -55,19 +55,42 @@ static inline void ToF8Run(const float* in, float inverse, uint8_t* codes) {
   for (int64_t j = 0; j < kWireRun; j += kLanes) StoreF8(codes + j, Mul(Load(in + j), factor));
 }
 
-// Runs without a number above 1e-30 become zeros (the inverse of a smaller scale would overflow); NaN stays NaN.
+// Scales of whole runs. Runs without a number above 1e-30 become zeros (the inverse of a smaller scale would overflow).
+static inline void FindScales(const float* in, int64_t runs, float* largest, float* scales, float* inverses) {
+  for (int64_t r = 0; r < runs; ++r) largest[r] = FloatOf(LargestMagnitude(in + r * kWireRun, kWireRun));
+  for (int64_t r = 0; r < runs; ++r) {
+    const float scale = largest[r] / 448.0f;
+    scales[r] = largest[r] > 1e-30f ? scale : 1.0f;
+    inverses[r] = 1.0f / scales[r];
+  }
+}
+
+constexpr int64_t kF8Batch = 16;       // runs: the divisions of one do not wait for those before it
+constexpr int64_t kEncodeAhead = 2048; // numbers
+
+// NaN stays NaN.
 static void ToF8(const float* in, uint8_t* codes, float* scales, int64_t n) {
-  for (int64_t i = 0; i < n; i += kWireRun) {
-    const int64_t count = Smaller(kWireRun, n - i);
-    const float largest = FloatOf(count == kWireRun ? LargestMagnitude(in + i, kWireRun) : LargestMagnitude(in + i, count));
-    const float scale = largest > 1e-30f ? largest / 448.0f : 1.0f, inverse = 1.0f / scale;
-    scales[i / kWireRun] = scale;
-    if (count == kWireRun && BitsOf(largest) < 0x7f800000u) {
-      ToF8Run(in + i, inverse, codes + i);
-    } else {
-      for (int64_t j = 0; j < count; ++j) codes[i + j] = RoundToF8(in[i + j] * inverse);
+  float largest[kF8Batch], inverse[kF8Batch];
+  int64_t i = 0;
+  for (; i + kWireRun <= n; i += kF8Batch * kWireRun) {
+    const int64_t runs = Smaller(kF8Batch, (n - i) / kWireRun);
+    FindScales(in + i, runs, largest, scales + i / kWireRun, inverse);
+    for (int64_t r = 0; r < runs; ++r) {
+      const float* from = in + i + r * kWireRun;
+      uint8_t* to = codes + i + r * kWireRun;
+      for (int64_t j = 0; j < kWireRun; j += 16) __builtin_prefetch(from + kEncodeAhead + j);
+      if (BitsOf(largest[r]) < 0x7f800000u) {
+        ToF8Run(from, inverse[r], to);
+      } else {
+        for (int64_t j = 0; j < kWireRun; ++j) to[j] = RoundToF8(from[j] * inverse[r]);
+      }
     }
   }
+  i = n / kWireRun * kWireRun;
+  if (i == n) return;
+  const float rest = FloatOf(LargestMagnitude(in + i, n - i)), scale = rest > 1e-30f ? rest / 448.0f : 1.0f;
+  scales[i / kWireRun] = scale;
+  for (; i < n; ++i) codes[i] = RoundToF8(in[i] * (1.0f / scale));
 }
 
 static inline void F8RunToFloat(const F8* in, float scale, float* out) {
@@ -99,7 +122,7 @@ static void F8ToFloat(const F8ToFloatArgs& a) {
 }
 
 constexpr int kSumVecs = 4;
-constexpr int64_t kSumAhead = 1024;    // bytes: rows lie on pages that the hardware does not fetch ahead
+constexpr int64_t kSumAhead = 2048;    // bytes: rows lie on pages that the hardware does not fetch ahead
 
 template <bool kStream>
 static inline void StoreSum(float* out, const Vec (&sum)[kSumVecs]) {
@@ -127,6 +150,8 @@ static int64_t SumWholeVecs(const SumRowsArgs& a) {
     Vec sum[kSumVecs];
 #pragma GCC unroll 4
     for (int v = 0; v < kSumVecs; ++v) sum[v] = a.accumulate ? Load(out + i + v * kLanes) : Zero();
+    for (size_t line = 0; a.accumulate && line < kSumVecs * kLanes * sizeof(Out); line += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(out + i) + kSumAhead + line, 1);
     for (int r = 0; r < a.count; ++r) {
       const In* row = static_cast<const In*>(a.rows[r]) + i;
       const Vec weight = Set1(a.weights[r]);
@@ -137,7 +162,6 @@ static int64_t SumWholeVecs(const SumRowsArgs& a) {
     }
     StoreSum<kStream>(out + i, sum);
   }
-  if constexpr (kStream) EndStream();
   return i;
 }
 

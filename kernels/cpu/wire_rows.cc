@@ -56,6 +56,8 @@ void DecodeWireRow(const char* row, const WireFormat& format, float* x, const ch
   }
 }
 
+void EndStreamedSums() { Kernels().end_stream(); }
+
 void SumWireRows(const WireSum& s) {
   Kernels().sum_rows[s.row_dtype == DType::kBF16][s.out_dtype == DType::kBF16](
       {s.rows, s.weights, s.count, s.out, s.hidden, s.accumulate, s.stream});

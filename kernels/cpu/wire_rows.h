@@ -36,6 +36,9 @@ struct WireSum {
   bool stream = false;
 };
 void SumWireRows(const WireSum& sum);
+// After the last of several streamed sums, on the same thread, before others may read them. Waits for the memory, so not
+// after each sum.
+void EndStreamedSums();
 // Whether results that others read after all are written should be streamed: a rank shares the last-level cache with others,
 // so this is a guess from the rank's own part.
 inline bool OutgrowsCaches(const TensorView& results) { return results.bytes() >= size_t{4} << 20; }

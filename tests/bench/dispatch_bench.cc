@@ -131,6 +131,7 @@ class StandIn {
       SumWireRows({rows.data(), weight_.data() + begin, count, DType::kF32, out.dtype,
                    out.as<char>() + static_cast<size_t>(r * out.row_stride) * DTypeSize(out.dtype), format.hidden, false, stream});
     }
+    EndStreamedSums();
     return out;
   }
 
