@@ -23,7 +23,12 @@ struct StreamArgs {
   const int32_t* offsets;
   int m, n, k;
   bool accumulate;
+  bool long_run;  // see kLongRunBytes
 };
+
+// A product that reads as much as this takes tens of microseconds: the next kernel starts at its end only. Blocks that
+// come earlier fill multiprocessors unevenly, which costs more than a hidden start gains.
+constexpr int64_t kLongRunBytes = int64_t{64} << 20;
 
 template <typename W>
 constexpr int kLaneNumbers = 16 / sizeof(W);  // a lane's share of a row in one step; four lanes share a row
@@ -85,7 +90,7 @@ __global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) 
   __shared__ float sums[kWarps][kRows][kCols + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int n0 = blockIdx.x * kRowTiles * 16;
-  LetNextKernelStart();
+  if (!p.long_run) LetNextKernelStart();
   const DeviceWeight<W> planes[2] = {p.w.Batch(blockIdx.y), kGated ? p.up.Batch(blockIdx.y) : p.w};
   const W* rows[kTiles][2];
 #pragma unroll
@@ -214,7 +219,8 @@ void LaunchTiles(const Matmul& p, cudaStream_t stream) {
                               static_cast<int>(p.m),
                               static_cast<int>(p.n),
                               static_cast<int>(p.k),
-                              p.accumulate};
+                              p.accumulate,
+                              p.n * p.k * p.batches * static_cast<int64_t>(sizeof(W)) >= kLongRunBytes};
   const int rows = kTiles * 16 / (p.gated() ? 2 : 1);
   const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, rows)), static_cast<unsigned>(p.batches));
   if constexpr (kTiles > 1) {

@@ -48,11 +48,9 @@ cuda::Matmul Plain(const TensorView& x, const WeightView& w, const TensorView& o
   return m;
 }
 
-void Dense(Bench& bench, DType type, int64_t m, int64_t n, int64_t k) {
+void Dense(Bench& bench, DType type, int64_t m, int64_t n, int64_t k, const std::vector<Weights>& weights) {
   const double bytes = static_cast<double>(n) * k * static_cast<double>(DTypeSize(type));
-  const int sets = m > 256 ? 1 : Sets(bytes);
-  std::vector<Weights> weights;
-  for (int i = 0; i < sets; ++i) weights.push_back(MakeWeights(bench, type, n, k, 1));
+  const int sets = static_cast<int>(weights.size());
   Tensor x = bench.Random(DType::kBF16, {m, k}, 1), out = bench.Poisoned(DType::kBF16, {m, n}),
          plain = bench.Poisoned(DType::kF32, {m, n});
   const double time = bench.Time(
@@ -65,6 +63,15 @@ void Dense(Bench& bench, DType type, int64_t m, int64_t n, int64_t k) {
   cuda::LaunchMatmulSimt(Plain(x.view, weights[0].view.first, plain.view), bench.native());
   bench.Report(std::string("GEMM ") + DTypeName(type) + " " + Shape(m, n, k), time, 2.0 * m * n * k,
                bytes + 2.0 * m * (n + k), bench.Difference(out.view, plain.view), type == DType::kF8E4M3);
+}
+
+// Products of the same weights with different numbers of rows.
+void Dense(Bench& bench, DType type, std::initializer_list<int64_t> rows, int64_t n, int64_t k) {
+  const int sets =
+      std::min(rows) > 256 ? 1 : Sets(static_cast<double>(n) * k * static_cast<double>(DTypeSize(type)));
+  std::vector<Weights> weights;
+  for (int i = 0; i < sets; ++i) weights.push_back(MakeWeights(bench, type, n, k, 1));
+  for (int64_t m : rows) Dense(bench, type, m, n, k, weights);
 }
 
 // The library's product alone, and our own kernel (with quantisation) where it would be the choice without the library.
@@ -166,22 +173,21 @@ void Quantise(Bench& bench, int64_t rows, int64_t cols) {
 }
 
 void BenchMatmul(Bench& bench) {
-  if (bench.profiling()) return Dense(bench, DType::kF8E4M3, 4096, 4096, 7168);
+  if (bench.profiling()) return Dense(bench, DType::kF8E4M3, {4096}, 4096, 7168);
   Quantise(bench, 64, 16384);
   Quantise(bench, 4096, 16384);
-  Dense(bench, DType::kF8E4M3, 4096, 7168, 16384);
-  Dense(bench, DType::kF8E4M3, 4096, 4096, 7168);
-  Dense(bench, DType::kF8E4M3, 4096, 7168, 2048);
+  Dense(bench, DType::kF8E4M3, {4096}, 7168, 16384);
+  Dense(bench, DType::kF8E4M3, {4096}, 4096, 7168);
+  Dense(bench, DType::kF8E4M3, {4096}, 7168, 2048);
   DenseFp8Parts(bench, 4096, 7168, 16384);
   DenseFp8Parts(bench, 4096, 4096, 7168);
   DenseFp8Parts(bench, 4096, 7168, 2048);
-  Dense(bench, DType::kBF16, 4096, 7168, 16384);
+  Dense(bench, DType::kBF16, {4096}, 7168, 16384);
   for (DType type : {DType::kBF16, DType::kF8E4M3}) {
-    for (int m : {1, 4, 8, 16, 32, 64}) Dense(bench, type, m, 7168, 16384);
-    Dense(bench, type, 1, 2112, 7168);
-    Dense(bench, type, 64, 2112, 7168);
+    Dense(bench, type, {1, 4, 8, 16, 32, 64}, 7168, 16384);
+    Dense(bench, type, {1, 64}, 2112, 7168);
   }
-  Dense(bench, DType::kBF16, 1, 102400, 2048);
+  Dense(bench, DType::kBF16, {1}, 102400, 2048);
   for (int each : {1, 4, 16, 64}) Grouped(bench, DType::kF8E4M3, 32, each, 7168, 2048);
   for (int each : {1, 4}) Grouped(bench, DType::kBF16, 64, each, 2048, 1408);
   Grouped(bench, DType::kF8E4M3, 8, 4096, 7168, 2048);
