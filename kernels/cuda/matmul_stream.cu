@@ -23,11 +23,10 @@ struct StreamArgs {
   const int32_t* offsets;
   int m, n, k;
   bool accumulate;
-  bool long_run;  // see kLongRunBytes
 };
 
-// A product that reads as much as this takes tens of microseconds: the next kernel starts at its end only. Blocks that
-// come earlier fill multiprocessors unevenly, which costs more than a hidden start gains.
+// A product that reads as much as this takes tens of microseconds. Loading its first weights ahead of the kernels
+// before it gains little and costs registers, which decide whether four blocks fit on a multiprocessor or three.
 constexpr int64_t kLongRunBytes = int64_t{64} << 20;
 
 template <typename W>
@@ -83,14 +82,14 @@ struct StreamStep {
   uint32_t x[kTokens][kLaneNumbers<W> / 2];
 };
 
-template <typename W, typename B, int kTiles, int kTokens, bool kGated, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) {
+template <typename W, typename B, int kTiles, int kTokens, bool kGated, int kWarps, bool kLongRun = false>
+__global__ void __launch_bounds__(kWarps * 32, kLongRun ? 4 : 1) StreamKernel(StreamArgs<W, B> p) {
   constexpr int kPlanes = kGated ? 2 : 1, kRowTiles = kTiles / kPlanes, kUnroll = kTiles == 1 ? 4 : 2;
   constexpr int kRows = kTiles * 16, kCols = kTokens * 8, kThreads = kWarps * 32;
   __shared__ float sums[kWarps][kRows][kCols + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int n0 = blockIdx.x * kRowTiles * 16;
-  if (!p.long_run) LetNextKernelStart();
+  if (!kLongRun) LetNextKernelStart();
   const DeviceWeight<W> planes[2] = {p.w.Batch(blockIdx.y), kGated ? p.up.Batch(blockIdx.y) : p.w};
   const W* rows[kTiles][2];
 #pragma unroll
@@ -114,7 +113,7 @@ __global__ void __launch_bounds__(kWarps * 32) StreamKernel(StreamArgs<W, B> p) 
       }
     }
   };
-  bool loaded_ahead = p.offsets == nullptr;  // weights depend on no other kernel
+  bool loaded_ahead = !kLongRun && p.offsets == nullptr;  // weights depend on no other kernel
   if (loaded_ahead) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) load_weights(loaded[u], warp + u * kWarps);
@@ -219,12 +218,15 @@ void LaunchTiles(const Matmul& p, cudaStream_t stream) {
                               static_cast<int>(p.m),
                               static_cast<int>(p.n),
                               static_cast<int>(p.k),
-                              p.accumulate,
-                              p.n * p.k * p.batches * static_cast<int64_t>(sizeof(W)) >= kLongRunBytes};
+                              p.accumulate};
   const int rows = kTiles * 16 / (p.gated() ? 2 : 1);
   const dim3 grid(static_cast<unsigned>(CeilDiv(p.n, rows)), static_cast<unsigned>(p.batches));
   if constexpr (kTiles > 1) {
     if (p.gated()) return LaunchAhead(StreamKernel<W, B, kTiles, kTokens, true, kWarps>, grid, kWarps * 32, 0, stream, args);
+  }
+  if constexpr (kTiles == 1 && kWarps == 8 && sizeof(W) == 2) {
+    if (p.n * p.k * p.batches * static_cast<int64_t>(sizeof(W)) >= kLongRunBytes)
+      return LaunchAhead(StreamKernel<W, B, 1, kTokens, false, 8, true>, grid, kWarps * 32, 0, stream, args);
   }
   LaunchAhead(StreamKernel<W, B, kTiles, kTokens, false, kWarps>, grid, kWarps * 32, 0, stream, args);
 }
