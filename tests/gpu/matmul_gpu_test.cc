@@ -124,6 +124,10 @@ TEST_F(MatmulGpuTest, GemmOfEvenShapes) {
   }
 }
 
+TEST_F(MatmulGpuTest, LongGemmOfFewRows) {  // 64 MB of weights: a kernel of its own
+  for (int rows : {1, 7}) Gemm({rows, 4608, 7424}, DType::kBF16, DType::kBF16, DType::kBF16, 128, false);
+}
+
 TEST_F(MatmulGpuTest, RouterLogitsKeepTheirPrecision) {  // f32 weights, bf16 x: the choice of experts must not suffer
   for (int tokens : {1, 5, 64, 200}) {
     auto& x = Random("x", DType::kBF16, {tokens, 1024});
