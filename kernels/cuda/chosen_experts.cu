@@ -18,12 +18,12 @@ namespace {
 constexpr int kMostTokens = 2;                    // beyond, tokens share experts and rows are worth sorting
 constexpr int kRows = 16, kPairRows = kRows / 2;  // weight rows of a unit: 8 of gate and 8 of up, or 16 of down
 constexpr int kWarps = 8, kConsumers = kWarps * 32, kThreads = kConsumers + 32;
-constexpr int kMostStages = 3, kLeastStages = 2, kStep = 32, kMaxColumns = 768;
+constexpr int kMostStages = 6, kLeastStages = 3, kStep = 32, kMaxColumns = 1024;
 constexpr int kSteps = kMaxColumns / kStep / kWarps;  // of a warp in a stage
 constexpr int kPitch = kMaxColumns * 2 + 64;          // bytes: neighbouring rows begin 16 banks apart
 constexpr int kStageBytes = kRows * kPitch;
 constexpr int kTokens = 8;                 // columns of the mma's result
-constexpr int kSharedBudget = 216 * 1024;  // of stages and inputs; half of it leaves room for the other launch's block
+constexpr int kSharedBudget = 216 * 1024;  // of stages and inputs; three stages of 768 columns, which let both launches share a multiprocessor, were slower
 constexpr int kSumsReady = 1, kInputsReady = 2;  // named barriers
 
 struct ExpertMatrices {
