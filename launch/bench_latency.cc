@@ -4,6 +4,7 @@
 #include <boost/json.hpp>
 #include <cstdio>
 
+#include "launch/bench_attention_machine.h"
 #include "launch/bench_workload.h"
 #include "launch/command.h"
 #include "launch/files.h"
@@ -26,6 +27,7 @@ class BenchLatencyCommand : public Command {
  private:
   struct Samples {
     std::vector<double> latency, prefill, per_token;      // seconds, by iteration
+    std::vector<double> reads;                            // bytes/s of memory before each iteration, if asked for
     DraftCounts drafts;                                   // of all measured iterations
     TrafficReport traffic;                                // of the last iteration
     std::vector<RoutingSpread> spread;                    // since the start
@@ -36,6 +38,7 @@ class BenchLatencyCommand : public Command {
   ModelFlags model_;
   Workload workload_{.requests = 1, .input_len = 32, .output_len = 128};
   int32_t warm_up_ = 1, iterations_ = 5;
+  bool read_bandwidth_ = false;
   std::string output_json_;
 };
 
@@ -46,6 +49,8 @@ void BenchLatencyCommand::Register(FlagSet& flags) {
   flags.Add("--output-len", &workload_.output_len, "Tokens generated a request", kPositive);
   flags.Add("--num-iters-warmup", &warm_up_, "Batches before the measured ones", kNonNegative);
   flags.Add("--num-iters", &iterations_, "Measured batches", kPositive);
+  flags.AddSwitch("--read-bandwidth", &read_bandwidth_,
+            "Measure how fast this process's threads read memory before each batch (CPU, one rank; it drifts on shared machines)");
   flags.Add("--output-json", &output_json_, "File for the result as JSON");
   model_.Register(flags);
 }
@@ -58,11 +63,32 @@ Status BenchLatencyCommand::Run(Job& job) {
   });
 }
 
+// Bytes/s: the best of some passes, by as many threads as the engine has, which are idle.
+Result<double> ReadBandwidth(int32_t threads) {
+  LM_ASSIGN_OR_RETURN(auto device, CreateDevice(DeviceKind::kCpu, {.threads = threads}));
+  const std::unique_ptr<Ops> ops = CreateCpuOps(*device);
+  const std::unique_ptr<Stream> stream = device->CreateStream();
+  return MeasureMachine({device.get(), ops.get(), stream.get()}, 0.3).bytes_per_second;
+}
+
+// Pairs of one batch each, since both drift together.
+std::string ReadReport(const std::vector<double>& reads, const std::vector<double>& per_token) {
+  if (reads.empty()) return {};
+  std::string text = "Memory read before each batch, GB/s, and its decode step, ms:";
+  for (size_t i = 0; i < reads.size(); ++i) text += fmt::format(" {:.1f} {:.2f};", reads[i] / 1e9, per_token[i] * 1e3);
+  text.back() = '\n';
+  return text;
+}
+
 Result<BenchLatencyCommand::Samples> BenchLatencyCommand::Measure(Engine& engine) const {
   Samples samples;
   for (int32_t i = 0; i < warm_up_ + iterations_; ++i) {
     Workload workload = workload_;
     workload.seed = model_.engine.seed + static_cast<uint64_t>(i);      // no prefix of an earlier batch
+    if (read_bandwidth_ && i >= warm_up_) {
+      LM_ASSIGN_OR_RETURN(const double read, ReadBandwidth(model_.engine.threads));
+      samples.reads.push_back(read);
+    }
     LM_ASSIGN_OR_RETURN(WorkloadResult result, RunWorkload(engine, workload));
     if (i < warm_up_) continue;
     samples.drafts += result.drafts;
@@ -88,7 +114,7 @@ Status BenchLatencyCommand::Report(const Runtime& runtime, const Samples& sample
   double prefill = Mean(samples.prefill), prompt_tokens = double(workload_.requests) * workload_.input_len;
   text += fmt::format("Prefill: {:.4f} s, {:.2f} tokens/s; decode: {:.3f} ms a step, {:.2f} tokens/s\n", prefill,
                       prompt_tokens / prefill, per_token * 1e3, per_token > 0 ? workload_.requests / per_token : 0);
-  text += DraftReport(samples.drafts);
+  text += ReadReport(samples.reads, samples.per_token) + DraftReport(samples.drafts);
   text += TrafficText(samples.traffic, runtime) + SpreadReport(samples.spread);
   std::fputs(text.c_str(), stdout);
   if (output_json_.empty()) return Status::Ok();
