@@ -27,15 +27,16 @@ char* At(void* data, size_t offset) { return static_cast<char*>(data) + offset; 
 class LocalWindow : public SharedWindow {
  public:
   LocalWindow(const CallSite& site, std::shared_ptr<LocalGroup> group, size_t bytes, int run)
-      : site_(site), group_(std::move(group)), rank_(site.rank % run), mine_(bytes / sizeof(Line) + 1), parts_(run) {
-    group_->Meet(site_, {.call = "CreateWindow", .bytes = bytes, .root = run, .send = mine_.data()});
+      : site_(site), group_(std::move(group)), rank_(site.rank % run), parts_(run) {
+    auto mine = std::make_shared<Part>(bytes / sizeof(Line) + 1);
+    group_->Meet(site_, {.call = "CreateWindow", .bytes = bytes, .root = run, .send = &mine});
     for (int r = 0; r < run; ++r)
-      parts_[r] = static_cast<char*>(const_cast<void*>(group_->offer(site_.rank - rank_ + r).send));
+      parts_[r] = *static_cast<const std::shared_ptr<Part>*>(group_->offer(site_.rank - rank_ + r).send);
     group_->Part(site_);
   }
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(parts_.size()); }
-  char* part(int rank) override { return parts_[rank]; }
+  char* part(int rank) override { return parts_[rank]->data()->bytes; }
   void Barrier(const char* call) override {
     group_->Meet(site_, {.call = call});
     group_->Part(site_);
@@ -45,11 +46,11 @@ class LocalWindow : public SharedWindow {
   struct alignas(64) Line {
     char bytes[64] = {};
   };
+  using Part = std::vector<Line>;
   const CallSite& site_;                 // the communicator's
   std::shared_ptr<LocalGroup> group_;
   int rank_;
-  std::vector<Line> mine_;
-  std::vector<char*> parts_;             // by rank of the run
+  std::vector<std::shared_ptr<Part>> parts_;   // by rank of the run; all own all: a neighbour may read on when this rank has ended
 };
 
 class LocalCommunicator : public CommunicatorBase {
