@@ -10,27 +10,20 @@
 namespace latentmesh {
 namespace {
 
+constexpr size_t kSumPitch = 64;   // threads' sums lie 256 bytes apart: no line is shared
+
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 MachineLimits MeasureCpu(const BenchDevice& bench, double seconds) {
   ThreadPool& pool = static_cast<CpuDevice&>(*bench.device).pool();
-  const int64_t floats = int64_t{64} << 20, chunk = 1 << 16, rounds = 100000;
-  Tensor data(bench.device, DType::kF32, {floats});
-  std::vector<float> sums(static_cast<size_t>(pool.threads()) * 64);      // 256 bytes apart: no line is shared
-  pool.ParallelFor(floats, chunk,
-                   [&](int64_t b, int64_t e, int) { std::fill(data.view.f32() + b, data.view.f32() + e, 1e-3f); });
-  const Timing read = TimeRuns(bench, 1000, seconds / 2, [&] {
-    pool.ParallelFor(floats, chunk, [&](int64_t b, int64_t e, int t) {
-      sums[static_cast<size_t>(t) * 64] += Kernels().sum_squares(data.view.f32() + b, e - b);
-    });
-  });
-  const int64_t items = 4 * pool.threads();
+  const int64_t items = 4 * pool.threads(), rounds = 100000;
+  std::vector<float> sums(static_cast<size_t>(pool.threads()) * kSumPitch);
+  const double bytes_per_second = MeasureRead(bench, seconds / 2);
   const Timing burn = TimeRuns(bench, 1000, seconds / 2, [&] {
-    pool.ParallelFor(items, 1,
-                     [&](int64_t, int64_t, int t) { sums[static_cast<size_t>(t) * 64] += Kernels().fma_burn(rounds); });
+    pool.ParallelFor(
+        items, 1, [&](int64_t, int64_t, int t) { sums[static_cast<size_t>(t) * kSumPitch] += Kernels().fma_burn(rounds); });
   });
-  return {static_cast<double>(floats) * 4 / read.best,
-          static_cast<double>(Kernels().fma_flops * rounds * items) / burn.best, "reading 256 MiB",
+  return {bytes_per_second, static_cast<double>(Kernels().fma_flops * rounds * items) / burn.best, "reading 256 MiB",
           "f32 multiply-adds in registers"};
 }
 
@@ -52,6 +45,21 @@ MachineLimits MeasureGpu(const BenchDevice& bench, double seconds) {
 }
 
 }  // namespace
+
+double MeasureRead(const BenchDevice& bench, double seconds) {
+  ThreadPool& pool = static_cast<CpuDevice&>(*bench.device).pool();
+  const int64_t floats = int64_t{64} << 20, chunk = 1 << 16;
+  Tensor data(bench.device, DType::kF32, {floats});
+  std::vector<float> sums(static_cast<size_t>(pool.threads()) * kSumPitch);
+  pool.ParallelFor(floats, chunk,
+                   [&](int64_t b, int64_t e, int) { std::fill(data.view.f32() + b, data.view.f32() + e, 1e-3f); });
+  const Timing read = TimeRuns(bench, 1000, seconds, [&] {
+    pool.ParallelFor(floats, chunk, [&](int64_t b, int64_t e, int t) {
+      sums[static_cast<size_t>(t) * kSumPitch] += Kernels().sum_squares(data.view.f32() + b, e - b);
+    });
+  });
+  return static_cast<double>(floats) * 4 / read.best;
+}
 
 MachineLimits MeasureMachine(const BenchDevice& bench, double seconds) {
   return bench.device->kind() == DeviceKind::kCpu ? MeasureCpu(bench, seconds) : MeasureGpu(bench, seconds);

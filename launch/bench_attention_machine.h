@@ -22,6 +22,8 @@ struct MachineLimits {
   const char* flops_of = "";
 };
 MachineLimits MeasureMachine(const BenchDevice& bench, double seconds);
+// Of a CPU only its bytes_per_second: the best of the passes that fit into `seconds`.
+double MeasureRead(const BenchDevice& bench, double seconds);
 
 struct Timing {
   double median = 0;                 // seconds

@@ -66,9 +66,8 @@ Status BenchLatencyCommand::Run(Job& job) {
 // Bytes/s: the best of some passes, by as many threads as the engine has, which are idle.
 Result<double> ReadBandwidth(int32_t threads) {
   LM_ASSIGN_OR_RETURN(auto device, CreateDevice(DeviceKind::kCpu, {.threads = threads}));
-  const std::unique_ptr<Ops> ops = CreateCpuOps(*device);
   const std::unique_ptr<Stream> stream = device->CreateStream();
-  return MeasureMachine({device.get(), ops.get(), stream.get()}, 0.3).bytes_per_second;
+  return MeasureRead({device.get(), nullptr, stream.get()}, 0.15);
 }
 
 // Pairs of one batch each, since both drift together.
